@@ -1,0 +1,26 @@
+"""Turns traces into numbers and figures. Runs anywhere and never imports torch.
+
+    with dit_formats.open_trace("flux.trace") as trace:
+        ds = dit_analyzer.distances(trace)
+        dit_analyzer.paper_view(ds)["l1"].mean("prompt")
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dit_analyzer.measures.distance import distances
+    from dit_analyzer.measures.paper import paper_view
+    from dit_analyzer.measures.variation import variation
+
+_HOMES = {"distances": "distance", "paper_view": "paper", "variation": "variation"}
+__all__ = ["distances", "paper_view", "variation"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use: a command that only prints its help should not load xarray."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.measures.{_HOMES[name]}"), name)

@@ -1,0 +1,98 @@
+"""The command dit-analyze. Nothing heavy is imported before a command runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+from dit_formats.console import Program, harmless, plural
+
+TRACES = click.argument("traces", nargs=-1, required=True, type=click.Path(path_type=Path))
+
+
+@click.group(cls=Program, name="dit-analyze", context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="ditscope")
+def main() -> None:
+    """Show where a diffusion transformer repeats itself, from the traces that dit-trace wrote.
+
+    Example: dit-analyze summary out.trace
+    """
+
+
+@main.command()
+@TRACES
+@click.option("--source", type=click.Choice(["exact", "sample"]), default="exact", show_default=True,
+              help="Take the exact statistics, or the sampled values alone.")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print numbers for programs.")
+def summary(traces: tuple[Path, ...], source: str, as_json: bool) -> None:
+    """Print what TRACES hold and how much K, V and A change from step to step.
+
+    Example: dit-analyze summary out.trace
+    """
+    from dit_formats.reader import open_trace
+
+    from dit_analyzer.show import tables
+
+    summaries = []
+    for path in traces:
+        with open_trace(path) as trace:
+            summaries.append(tables.summarise(trace, source))
+    if as_json:
+        click.echo(json.dumps([tables.as_json(one) for one in summaries]))
+        return
+    for one in summaries:
+        tables.show(one)
+    click.echo(f"next: dit-analyze figures {' '.join(map(str, traces))} -o figures", err=True)
+
+
+@main.command()
+@TRACES
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder for the figures.")
+@click.option("--source", type=click.Choice(["exact", "sample"]), default="exact", show_default=True,
+              help="Take the exact statistics, or the sampled values alone.")  # fmt: skip
+@click.option("--force", is_flag=True, help="Replace figures that are there already.")
+def figures(traces: tuple[Path, ...], output: Path, source: str, force: bool) -> None:
+    """Draw TRACES as the paper does: a panel for each layer, and a heat map of layers and steps; PDF and PNG.
+
+    Example: dit-analyze figures out.trace -o figures
+    """
+    from dit_formats.reader import open_trace
+
+    from dit_analyzer.measures.distance import distances
+    from dit_analyzer.measures.paper import paper_view
+    from dit_analyzer.show import figures as draw
+    from dit_analyzer.show.tables import headline
+
+    written = []
+    for path in traces:
+        with open_trace(path) as trace:
+            view = paper_view(distances(trace, source=source))
+            title = headline(trace)
+        output.mkdir(parents=True, exist_ok=True)
+        for name, figure in (("redundancy", draw.redundancy), ("heatmap", draw.heatmap)):
+            written += draw.save(figure(view, title), output / f"{path.stem}-{name}", force=force)
+    for file in written:
+        click.echo(file)
+
+
+@main.command()
+@TRACES
+@click.option("--json", "as_json", is_flag=True, help="Print the findings for programs.")
+def check(traces: tuple[Path, ...], as_json: bool) -> int:
+    """Read every byte of TRACES and say what is damaged or missing. Changes nothing.
+
+    Exit code 0: whole; 3: damaged, or no trace; 4: prompts are missing.
+
+    Example: dit-analyze check out.trace
+    """
+    from dit_formats.check import check as look
+
+    found = {path: look(path) for path in traces}
+    if as_json:
+        click.echo(json.dumps([health.as_json() | {"trace": str(path)} for path, health in found.items()]))
+    else:
+        for path, health in found.items():
+            for line in health.lines(path):
+                click.echo(harmless(line))
+    return max(health.exit_code for health in found.values())

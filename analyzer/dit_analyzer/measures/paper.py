@@ -1,0 +1,63 @@
+"""Distances as the paper's recorder saw them (arXiv 2411.13588, section 3).
+
+The paper takes the mean of |x[t + 1] - x[t]| over all elements of one tensor: both guidance halves together, latent
+tokens alone in layers with separate streams, text and latent tokens together where one block joins them. It leaves out
+cross-attention, and lists spatial layers before temporal ones.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import xarray as xr
+
+JOINED = ("single",)
+"""Layer types in which the paper measured text and latent tokens as one tensor."""
+
+LEFT_OUT = ("cross",)
+ORDER = ("spatial", "temporal")
+
+
+def paper_view(ds: xr.Dataset) -> xr.Dataset:
+    """What the paper averages, from `distances`.
+
+    Returns:
+        Variables of dimensions (prompt, kind, layer, transition): l1, rel_l1 and variance (unbiased, of |d|), and
+        text_l1 and text_variance, which the paper recorded for layers with a text stream of their own but never used.
+    """
+    kept = _layers(ds)
+    ds = ds.isel(layer=kept)
+    joined = ds.layer_type.isin(JOINED)
+    latent = ds.stream == "latent"
+    whole = _join(ds, latent | joined)
+    text = _join(ds, ~latent & ~joined)
+    return xr.Dataset(
+        {
+            "l1": whole["l1"],
+            "rel_l1": whole["rel_l1"],
+            "variance": whole["variance"],
+            "text_l1": text["l1"],
+            "text_variance": text["variance"],
+        },
+        attrs=ds.attrs,
+    )
+
+
+def _layers(ds: xr.Dataset) -> list[int]:
+    """The layers that the paper looks at, in its order."""
+    types = ds.layer_type.values.tolist()
+    rank = {name: place for place, name in enumerate(ORDER)}
+    kept = [layer for layer, name in enumerate(types) if name not in LEFT_OUT]
+    return sorted(kept, key=lambda layer: rank.get(types[layer], -1))
+
+
+def _join(ds: xr.Dataset, wanted: xr.DataArray) -> dict[str, xr.DataArray]:
+    """One tensor of all branches and of the streams that are wanted, (prompt, kind, layer, transition)."""
+    count = ds["count"].where(wanted)
+    axes = ("branch", "stream")
+    total = count.sum(axes)
+    total = total.where(total > 0)
+    l1 = (ds["l1"] * count).sum(axes) / total
+    square = (ds["rms"] ** 2 * count).sum(axes) / total
+    size = (ds["size"] * count).sum(axes) / total
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return {"l1": l1, "rel_l1": l1 / size, "variance": (square - l1**2) * total / (total - 1)}

@@ -1,0 +1,137 @@
+"""What `dit-analyze summary` prints: one trace in a few lines, for people or as JSON."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from dit_formats.console import harmless, plural
+from dit_formats.reader import Trace
+from numpy.typing import NDArray
+
+from dit_analyzer.measures.distance import distances
+from dit_analyzer.measures.paper import LEFT_OUT, paper_view
+from dit_analyzer.measures.variation import variation
+
+BARS = "▁▂▃▄▅▆▇█"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One kind of one group of layers: means over prompts, layers and transitions, and the curve over transitions."""
+
+    kind: str
+    group: str
+    layers: int
+    l1: float
+    rel_l1: float
+    cv: float
+    curve: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One trace in a few numbers."""
+
+    title: str
+    prompts: int
+    asked: int
+    steps: int
+    layer_types: dict[str, int]
+    rows: list[Row]
+    highest: str
+    lowest: str
+
+
+def headline(trace: Trace) -> str:
+    """`digits-flux · 9 layers · 28 steps · FlowMatchEulerDiscrete · 16 prompts`."""
+    settings = trace.run.settings
+    scheduler = str(settings.get("scheduler", {}).get("class", "")).removesuffix("Scheduler")
+    parts = [settings.get("model"), plural(len(trace.layers), "layer"), plural(trace.num_steps, "step"), scheduler]
+    return harmless(" · ".join(str(part) for part in [*parts, plural(len(trace.prompts), "prompt")] if part))
+
+
+def summarise(trace: Trace, source: str) -> Summary:
+    """The summary of a trace, its distances taken from `source`."""
+    ds = distances(trace, source=source)
+    view = paper_view(ds)
+    cross = ds.isel(layer=ds.layer_type.isin(LEFT_OUT).values).sel(stream="latent").mean("branch")
+    by_layer = view["rel_l1"].mean(("prompt", "kind", "transition"))
+    return Summary(
+        title=headline(trace),
+        prompts=len(trace.prompts),
+        asked=trace.num_asked,
+        steps=trace.num_steps,
+        layer_types=dict(Counter(layer.type for layer in trace.layers)),
+        rows=_rows(view, "as in the paper") + _rows(cross, "cross-attention"),
+        highest=_layer(by_layer, by_layer.argmax("layer")) if by_layer.size else "",
+        lowest=_layer(by_layer, by_layer.argmin("layer")) if by_layer.size else "",
+    )
+
+
+def show(summary: Summary) -> None:
+    """Print a summary to stdout."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(Text(summary.title, style="bold"))
+    if summary.prompts < summary.asked:
+        console.print(Text(f"incomplete: {summary.prompts} of {summary.asked} prompts", style="red"))
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name in ("", "layers", "mean L1", "rel. L1", "CV", f"L1 by step, {summary.steps - 2} down to 0"):
+        table.add_column(name, justify="left" if name in ("",) or "step" in name else "right", no_wrap=True)
+    group = ""
+    for row in summary.rows:
+        if row.group != group:
+            group = row.group
+            table.add_row(Text(group, style="dim"))
+        cells = f"{row.l1:.4f}", f"{row.rel_l1:.1%}", "-" if np.isnan(row.cv) else f"{row.cv:.1%}"
+        table.add_row(f"  {row.kind.upper()}", str(row.layers), *cells, sparkline(row.curve))
+    console.print(table)
+    console.print(Text(f"changes most:  {summary.highest}", style="dim"))
+    console.print(Text(f"changes least: {summary.lowest}", style="dim"))
+    console.print()
+
+
+def as_json(summary: Summary) -> dict[str, Any]:
+    """A summary as plain values; what is missing is null."""
+    rows = [vars(row) | {"curve": [_number(v) for v in row.curve], "cv": _number(row.cv)} for row in summary.rows]
+    return vars(summary) | {"rows": rows}
+
+
+def sparkline(values: NDArray[np.float64]) -> str:
+    """The values as bars on a log scale; a blank where there is none."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        logs = np.log(np.where(values > 0, values, np.nan))
+    if not np.isfinite(logs).any():
+        return ""
+    low, high = np.nanmin(logs), np.nanmax(logs)
+    heights = (logs - low) / (high - low or 1) * (len(BARS) - 1)
+    return "".join(BARS[round(h)] if np.isfinite(h) else " " for h in heights)
+
+
+def _rows(view: xr.Dataset, group: str) -> list[Row]:
+    """A row for each kind that the group has and that changes at all."""
+    rows = []
+    for kind in view.kind.values.tolist():
+        one = view.sel(kind=[kind])
+        curve = one["l1"].mean(("prompt", "layer", "kind")).values
+        if not np.isfinite(curve).any() or not curve.any():
+            continue
+        cv = variation(one)["cv"].item() if one.sizes["prompt"] > 1 else float("nan")
+        rows.append(Row(kind, group, one.sizes["layer"], float(one["l1"].mean()), float(one["rel_l1"].mean()), cv, curve))
+    return rows
+
+
+def _layer(values: xr.DataArray, place: Any) -> str:
+    at = values.isel(layer=int(place))
+    return harmless(f"layer {int(at.layer)}, {at.layer_name.item()}, by {float(at):.1%} a step")
+
+
+def _number(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None

@@ -1,0 +1,66 @@
+"""What both commands do alike: errors in one line, exit codes, and text of strangers made harmless.
+
+The only file of this room that knows click, for the two rooms that have commands may not know each other.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+
+class Program(click.Group):
+    """A click program that reports what a user can mend as `NAME: what, why, what next`.
+
+    An error carries its exit code as `exit_code`; a missing file and an unknown name are wrong usage. Anything else is
+    a bug and stays a traceback.
+    """
+
+    def main(self, *args: Any, standalone_mode: bool = True, **kwargs: Any) -> Any:
+        try:
+            result = super().main(*args, standalone_mode=False, **kwargs)
+        except click.exceptions.Abort:
+            code = self._say("stopped", 130)
+        except click.UsageError as error:
+            command = error.ctx.command_path if error.ctx else self.name
+            code = self._say(f"{error.format_message().rstrip('.')}; see {command} --help", 2)
+        except click.ClickException as error:
+            code = self._say(error.format_message(), error.exit_code)
+        except (FileNotFoundError, LookupError) as error:
+            if isinstance(error, (KeyError, IndexError)):
+                raise
+            code = self._say(_message(error), 2)
+        except OSError as error:
+            code = self._say(_message(error), 1)
+        except Exception as error:
+            if not hasattr(error, "exit_code"):
+                raise
+            code = self._say(str(error), error.exit_code)
+        else:
+            code = result if isinstance(result, int) else 0
+        if standalone_mode:
+            sys.exit(code)
+        return code
+
+    def _say(self, message: str, code: int) -> int:
+        click.echo(f"{self.name}: {harmless(message)}", err=True)
+        return code
+
+
+def harmless(text: str) -> str:
+    """The text in one line, without control codes."""
+    return "".join(c if c.isprintable() else " " for c in text)
+
+
+def plural(count: int, noun: str) -> str:
+    """`1 prompt`, `2 prompts`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def _message(error: BaseException) -> str:
+    """What the error says, with the file that the system names apart."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename or 'a file'}: {error.strerror.lower()}"
+    return str(error.args[0]) if error.args else type(error).__name__

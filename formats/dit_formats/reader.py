@@ -1,0 +1,161 @@
+"""Reads a trace: a folder of shards, or a single file, as if it were one."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dit_formats import schema
+from dit_formats.access import ShardFile
+from dit_formats.errors import TraceError
+from dit_formats.schema import Layer, Prompt, Run
+
+
+def open_trace(path: str | Path) -> Trace:
+    """The trace at `path`, a folder or one `.h5` file; use it in a `with` block.
+
+    Raises:
+        FileNotFoundError: There is nothing at `path`.
+        TraceError: It is no trace, is damaged, or its shards do not belong together.
+    """
+    return Trace(Path(path))
+
+
+def shard_paths(folder: Path) -> list[Path]:
+    """The shards of a trace folder, by prompt."""
+    return sorted(path for path in folder.glob("*.h5") if not path.name.startswith("."))
+
+
+class Trace:
+    """One model under one setting over many prompts, in order of their index. Arrays are read when asked for."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        paths = shard_paths(path) if path.is_dir() else [path]
+        if not path.exists():
+            raise FileNotFoundError(f"{path}: no such trace; dit-trace run writes one")
+        if not paths:
+            raise TraceError(f"{path}: not a trace, for the folder holds no shard; dit-trace run writes traces")
+        self._shards = [ShardFile(shard) for shard in paths]
+        for shard in self._shards[1:]:
+            _same_trace(self._shards[0], shard)
+        self._rows = _ordered_rows(self._shards)
+
+    def __enter__(self) -> Trace:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Nothing stays open between reads; the block is there to say how long the trace is used."""
+
+    @property
+    def run(self) -> Run:
+        return self._shards[0].run
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        return self._shards[0].layers
+
+    @cached_property
+    def prompts(self) -> tuple[Prompt, ...]:
+        return tuple(shard.prompts[row] for shard, row in self._rows)
+
+    @property
+    def num_asked(self) -> int:
+        """How many prompts the latest runs were asked for; more than there are means incomplete."""
+        asked = [shard.run.provenance.get("num_prompts") for shard in self._shards]
+        return max([len(self.prompts), *(n for n in asked if isinstance(n, int))])
+
+    @property
+    def failures(self) -> list[Path]:
+        """Notes of prompts that failed."""
+        return sorted(self.path.glob("*.failed")) if self.path.is_dir() else []
+
+    @property
+    def timesteps(self) -> NDArray[np.float64]:
+        return self._shards[0].timesteps
+
+    @property
+    def sigmas(self) -> NDArray[np.float64]:
+        """Noise level before each step, (step)."""
+        return self._shards[0].sigmas
+
+    @property
+    def num_steps(self) -> int:
+        return len(self.timesteps)
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        return self._shards[0].streams
+
+    def branches(self, stream: str) -> tuple[str, ...]:
+        with self._shards[0] as shard:
+            return shard.names(stream, "branch")
+
+    def kinds(self, stream: str) -> tuple[str, ...]:
+        with self._shards[0] as shard:
+            return shard.names(stream, "kind")
+
+    def source_dtype(self, stream: str) -> str:
+        with self._shards[0] as shard:
+            return shard.source_dtype(stream)
+
+    def geometry(self, stream: str, name: str) -> NDArray[Any]:
+        """An array that is the same for all prompts: recorded, token, channel, weight, num_tokens or num_channels."""
+        if "prompt" in schema.STREAM[name].axes:
+            raise ValueError(f"{name} differs by prompt")
+        with self._shards[0] as shard:
+            return shard.stream(stream, name)
+
+    def step_sums(self, stream: str) -> NDArray[np.float64]:
+        """(prompt, branch, kind, layer, step_statistic, step); the statistics are `schema.STEP_STATISTICS`."""
+        return self._gathered(stream, "step_sums")
+
+    def transition_sums(self, stream: str) -> NDArray[np.float64]:
+        """(prompt, branch, kind, layer, transition_statistic, transition), as `schema.TRANSITION_STATISTICS`."""
+        return self._gathered(stream, "transition_sums")
+
+    def samples(self, stream: str, prompt: int) -> NDArray[np.float32]:
+        """Sampled values of the prompt at this place in `prompts`: (branch, kind, layer, position, step)."""
+        shard, row = self._rows[prompt]
+        with shard:
+            return shard.samples(stream, row)
+
+    def _gathered(self, stream: str, name: str) -> NDArray[np.float64]:
+        whole = {}
+        for shard in self._shards:
+            with shard:
+                whole[id(shard)] = shard.stream(stream, name)
+        return np.stack([whole[id(shard)][row] for shard, row in self._rows])
+
+
+def _ordered_rows(shards: list[ShardFile]) -> list[tuple[ShardFile, int]]:
+    """Shard and row of every prompt, by index."""
+    rows = [(shard, row) for shard in shards for row in range(len(shard.prompts))]
+    seen: dict[tuple[str, int, int], ShardFile] = {}
+    for shard, row in rows:
+        prompt = shard.prompts[row]
+        other = seen.setdefault(prompt.key, shard)
+        if other is not shard or sum(p.key == prompt.key for p in shard.prompts) > 1:
+            raise TraceError(f"{shard.path}: holds the same prompt as {other.path.name}; move one of them away")
+    return sorted(rows, key=lambda at: (at[0].prompts[at[1]].index, at[0].path.name))
+
+
+def _same_trace(first: ShardFile, other: ShardFile) -> None:
+    """Refuse shards that were made in different ways."""
+    fields = schema.differences(first.run.settings, other.run.settings)
+    fields += [
+        name for name in ("layers", "streams") if getattr(first, name) != getattr(other, name)
+    ] + [
+        name for name in ("timesteps", "sigmas") if not np.array_equal(getattr(first, name), getattr(other, name))
+    ]
+    if fields:
+        raise TraceError(
+            f"{other.path}: made with other settings than {first.path.name} ({'; '.join(fields)}); keep them in two folders"
+        )

@@ -1,0 +1,155 @@
+"""Names, types and versions of a trace file, and the small records of which it is made.
+
+`docs/trace-format.md` is the specification; this file is its only copy in code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+FORMAT = "dit-trace"
+MAJOR, MINOR = 1, 0
+
+KINDS = ("k", "v", "a")
+STEP_STATISTICS = ("sum_abs", "sum_square", "max_abs", "count", "nonfinite")
+TRANSITION_STATISTICS = ("sum_abs", "sum_square", "sum_product", "count")
+
+NAMED_AXES = ("branch", "kind", "step_statistic", "transition_statistic")
+"""Axes whose dimension scale holds names; the scales of all other axes count."""
+
+
+@dataclass(frozen=True)
+class Array:
+    """Type and axes of one array; `dtype` "S" is a fixed-length UTF-8 string."""
+
+    dtype: str
+    axes: tuple[str, ...]
+    chunk_axes: tuple[str, ...] = ()
+    """Axes along which chunks have length 1; the others are not divided."""
+
+
+TABLES = {
+    "prompts": {
+        "index": Array("i8", ("prompt",)),
+        "text": Array("S", ("prompt",)),
+        "seed": Array("i8", ("prompt",)),
+        "image": Array("i8", ("prompt",)),
+    },
+    "layers": {
+        "name": Array("S", ("layer",)),
+        "type": Array("S", ("layer",)),
+        "heads": Array("i8", ("layer",)),
+    },
+    "steps": {
+        "timestep": Array("f8", ("step",)),
+        "sigma": Array("f8", ("step",)),
+    },
+}
+
+_CELL = ("branch", "kind", "layer")
+STREAM = {
+    "samples": Array("f4", ("prompt", *_CELL, "position", "step"), chunk_axes=("prompt", *_CELL)),
+    "step_sums": Array("f8", ("prompt", *_CELL, "step_statistic", "step")),
+    "transition_sums": Array("f8", ("prompt", *_CELL, "transition_statistic", "transition")),
+    "recorded": Array("u1", (*_CELL, "step")),
+    "token": Array("i8", ("kind", "layer", "position")),
+    "channel": Array("i8", ("kind", "layer", "position")),
+    "weight": Array("f8", ("kind", "layer", "position")),
+    "num_tokens": Array("i8", ("kind", "layer")),
+    "num_channels": Array("i8", ("kind", "layer")),
+}
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One text with a seed, and which of several images made at once."""
+
+    index: int
+    text: str
+    seed: int = 0
+    image: int = 0
+
+    @property
+    def key(self) -> tuple[str, int, int]:
+        """What makes a prompt the same prompt, wherever it stands in the list."""
+        return self.text, self.seed, self.image
+
+    @property
+    def stem(self) -> str:
+        """File name of its shard, without ending: `000007-1f3a9c2e`."""
+        text = json.dumps(self.key, ensure_ascii=False, separators=(",", ":"))
+        return f"{self.index:06d}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One attention layer: its module path, type (self, cross, joint, single, ...) and number of heads."""
+
+    name: str
+    type: str
+    heads: int
+
+
+@dataclass(frozen=True)
+class Run:
+    """How a trace was made: settings that all its prompts share, and the provenance of this one."""
+
+    settings: dict[str, Any]
+    provenance: dict[str, Any]
+
+    @property
+    def signature(self) -> str:
+        """SHA-256 of the settings: equal for prompts that may be compared."""
+        return hashlib.sha256(_compact(self.settings).encode()).hexdigest()
+
+    def to_json(self) -> str:
+        return _compact({"settings": self.settings, "provenance": self.provenance})
+
+
+@dataclass(frozen=True)
+class StreamData:
+    """All arrays of one stream for one or more prompts; shapes as in the specification, names as in `STREAM`."""
+
+    branches: tuple[str, ...]
+    kinds: tuple[str, ...]
+    source_dtype: str
+    arrays: dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The content of one shard."""
+
+    run: Run
+    prompts: tuple[Prompt, ...]
+    layers: tuple[Layer, ...]
+    timesteps: NDArray[np.float64]
+    sigmas: NDArray[np.float64]
+    streams: dict[str, StreamData]
+
+
+def differences(found: dict[str, Any], asked: dict[str, Any], path: str = "") -> list[str]:
+    """Fields in which two settings differ, as `call.steps: 28 in the trace, 50 now`."""
+    lines = []
+    for key in sorted({*found, *asked}):
+        old, new, where = found.get(key), asked.get(key), f"{path}{key}"
+        if isinstance(old, dict) and isinstance(new, dict):
+            lines += differences(old, new, f"{where}.")
+        elif old != new:
+            lines.append(f"{where}: {_brief(old)} in the trace, {_brief(new)} now")
+    return lines
+
+
+def _brief(value: Any) -> str:
+    text = _compact(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _compact(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"))

@@ -1,0 +1,35 @@
+"""The captions that the bundled models are traced with by default."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from dit_tracer.digits.scenes import random_scene
+
+FIRST = (
+    "a small red seven at the top left on a dark background",
+    "a large blue three at the center on a light background",
+    "a small green zero at the bottom right on a grey background",
+    "a large yellow five at the bottom left on a dark background",
+    "a small pink nine at the right on a light background",
+    "a large cyan two at the top right on a grey background",
+    "a small orange four at the center on a dark background",
+    "a large purple eight at the top left on a light background",
+    "a small blue one at the bottom on a grey background",
+    "a large red six at the bottom right on a dark background",
+    "a small yellow three at the left on a light background",
+    "a large green seven at the center on a grey background",
+    "a small red two at the top left and a small blue five at the bottom right on a dark background",
+    "a small cyan eight at the left and a small orange zero at the right on a grey background",
+    "a small purple four at the top and a small green nine at the bottom on a light background",
+    "a small pink six at the bottom left and a small yellow one at the top right on a dark background",
+)
+
+
+def captions(count: int) -> list[str]:
+    """`count` distinct captions, always the same: sixteen chosen ones, then random scenes."""
+    rng = np.random.default_rng(0)
+    chosen = dict.fromkeys(FIRST)
+    while len(chosen) < count:
+        chosen[str(random_scene(rng))] = None
+    return list(chosen)[:count]

@@ -1,0 +1,224 @@
+"""How well a trained model draws what its captions ask for: `python -m dit_tracer.digits.score trained/digits-flux`.
+
+Background, colour, place and digit are read off each picture and compared with the caption, each apart from the
+others. Real scenes, in hands that the digit classifier has not seen, are read the same way: no model can be expected
+to score higher.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline, PixArtAlphaPipeline
+from numpy.typing import NDArray
+from PIL import Image
+
+from dit_tracer.digits.models import TEXT_TOKENS
+from dit_tracer.digits.scenes import (
+    BACKGROUNDS,
+    COLOURS,
+    LARGE_PLACES,
+    PLACES,
+    SIDE,
+    SIZES,
+    Figure,
+    Scene,
+    draw,
+    handwriting,
+    single_scenes,
+)
+
+if TYPE_CHECKING:
+    from sklearn.svm import SVC
+
+Picture = NDArray[np.float32]
+"""Pixels of one image, (3, 16, 16) in [0, 1]."""
+
+
+class UnseenHands(np.random.Generator):
+    """A source of chance that makes `draw` take hands from the second half, which no reader has learned from."""
+
+    def integers(self, high: int) -> int:
+        return high - 1 - super().integers(high // 2)
+
+
+def asked_scenes(count: int, seed: int = 0) -> list[Scene]:
+    """Scenes of one digit each, the digits in turn from zero to nine, all else at random."""
+    rng = np.random.default_rng(seed)
+    scenes = [[scene for scene in single_scenes() if scene.figures[0].digit == digit] for digit in range(10)]
+    return [scenes[i % 10][rng.integers(len(scenes[i % 10]))] for i in range(count)]
+
+
+def real_pictures(scenes: Sequence[Scene], seed: int = 0) -> NDArray[np.float32]:
+    """The scenes as they should look, (scene, 3, 16, 16), in unseen hands."""
+    rng = UnseenHands(np.random.PCG64(seed))
+    return np.stack([draw(scene, rng) for scene in scenes])
+
+
+def scores(pictures: NDArray[np.float32], scenes: Sequence[Scene]) -> dict[str, float]:
+    """Share of pictures, (scene, 3, 16, 16), in which each word of the caption came true."""
+    triples = [(picture, scene, scene.figures[0]) for picture, scene in zip(pictures, scenes, strict=True)]
+    right = {
+        "digit": [digit_seen(picture, scene) == figure.digit for picture, scene, figure in triples],
+        "colour": [colour_seen(picture) == figure.colour for picture, _, figure in triples],
+        "place": [place_seen(picture, figure.size) == figure.place for picture, _, figure in triples],
+        "background": [background_seen(picture) == scene.background for picture, scene, _ in triples],
+    }
+    return {word: float(np.mean(found)) for word, found in right.items()}
+
+
+def background_seen(picture: Picture) -> str:
+    """The background nearest to the median pixel."""
+    median = np.median(picture, axis=(1, 2))
+    return min(BACKGROUNDS, key=lambda name: np.linalg.norm(median - BACKGROUNDS[name]))
+
+
+def colour_seen(picture: Picture, pixels: int = 4) -> str:
+    """The colour nearest to the pixels that differ most from the background."""
+    most = np.argsort(_contrast(picture, background_seen(picture)), axis=None)[-pixels:]
+    ink = picture.reshape(3, -1)[:, most].mean(axis=1)
+    return min(COLOURS, key=lambda name: np.linalg.norm(ink - COLOURS[name]))
+
+
+def place_seen(picture: Picture, size: str) -> str:
+    """The place where some average digit of this size leaves the least squared error over the whole picture."""
+    ink = _contrast(picture, background_seen(picture))
+    ink /= max(ink.max(), 1e-6)
+    digits = np.stack([hands.mean(axis=0) for hands in _known_hands(SIZES[size])])
+
+    def error(place: str) -> float:
+        window = _window(ink, Figure(size, "", 0, place))
+        return np.square(window - digits).sum(axis=(1, 2)).min() - np.square(window).sum()
+
+    return min(LARGE_PLACES if size == "large" else PLACES, key=error)
+
+
+def digit_seen(picture: Picture, asked: Scene) -> int:
+    """The digit recognised at the place asked for, whatever its colour."""
+    figure = asked.figures[0]
+    full = np.linalg.norm(np.subtract(COLOURS[figure.colour], BACKGROUNDS[asked.background]))
+    ink = np.minimum(1, _window(_contrast(picture, asked.background), figure) / full)
+    return int(_reader(SIZES[figure.size]).predict(ink.reshape(1, -1))[0])
+
+
+def _contrast(picture: Picture, background: str) -> NDArray[np.float32]:
+    """Distance of each pixel from a background, (16, 16); a drawn digit's is its ink, up to a factor."""
+    return np.linalg.norm(picture - BACKGROUNDS[background], axis=0)
+
+
+def _window(plane: NDArray[np.float32], figure: Figure) -> NDArray[np.float32]:
+    """The part of a (16, 16) plane that a figure covers."""
+    (top, left), side = figure.corner, SIZES[figure.size]
+    return plane[top : top + side, left : left + side]
+
+
+def _known_hands(side: int) -> list[NDArray[np.float32]]:
+    """The half of the handwriting that `UnseenHands` leaves out, per digit (writer, side, side)."""
+    return [hands[: len(hands) - len(hands) // 2] for hands in handwriting(side)]
+
+
+@lru_cache
+def _reader(side: int) -> SVC:
+    """A classifier of digits by their ink, side * side numbers."""
+    from sklearn.svm import SVC
+
+    hands = _known_hands(side)
+    digits = np.repeat(np.arange(10), [len(known) for known in hands])
+    return SVC(C=10).fit(np.concatenate(hands).reshape(len(digits), -1), digits)
+
+
+def render(
+    pipeline: DiffusionPipeline, captions: Sequence[str], steps: int, guidance: float, batch: int = 50
+) -> NDArray[np.float32]:
+    """Pictures of captions, (caption, 3, 16, 16); the noise of each depends on its index alone."""
+    pipeline.set_progress_bar_config(disable=True)
+    pictures = []
+    for start in range(0, len(captions), batch):
+        prompt = list(captions[start : start + batch])
+        done = pipeline(
+            prompt=prompt,
+            height=SIDE,
+            width=SIDE,
+            num_inference_steps=steps,
+            max_sequence_length=TEXT_TOKENS,
+            generator=[torch.Generator().manual_seed(start + i) for i in range(len(prompt))],
+            output_type="np",
+            **_own_options(pipeline, len(prompt), guidance),
+        )
+        pictures.append(done.images)
+    return np.concatenate(pictures).transpose(0, 3, 1, 2)
+
+
+def _own_options(pipeline: DiffusionPipeline, count: int, guidance: float) -> dict[str, object]:
+    """What only this kind of pipeline takes."""
+    if isinstance(pipeline, PixArtAlphaPipeline):
+        return {"guidance_scale": guidance, "use_resolution_binning": False, "clean_caption": False}
+    if guidance > 1:
+        return {"true_cfg_scale": guidance, "negative_prompt": [""] * count}
+    return {}
+
+
+def grid(pictures: NDArray[np.float32], rows: int = 8, zoom: int = 4, gap: int = 2) -> Image.Image:
+    """The first pictures in rows of ten, enlarged; as `asked_scenes` come, each column holds one digit."""
+    rows = min(rows, len(pictures) // 10)
+    tiles = pictures[: 10 * rows].repeat(zoom, axis=2).repeat(zoom, axis=3)
+    tiles = np.pad(tiles, [(0, 0), (0, 0), (0, gap), (0, gap)], constant_values=1)
+    height, width = tiles.shape[2:]
+    sheet = tiles.reshape(rows, 10, 3, height, width).transpose(0, 3, 1, 4, 2).reshape(rows * height, 10 * width, 3)
+    return Image.fromarray(np.rint(255 * sheet[:-gap, :-gap]).astype(np.uint8))
+
+
+def _load(folder: Path) -> DiffusionPipeline:
+    if not (folder / "model_index.json").is_file():
+        raise click.ClickException(f"{folder}: no model_index.json; expected a diffusers folder, as training writes it")
+    try:
+        found = DiffusionPipeline.load_config(folder).get("_class_name")
+        if found not in ("FluxPipeline", "PixArtAlphaPipeline"):
+            raise click.ClickException(f"{folder}: holds a {found}; expected a FluxPipeline or a PixArtAlphaPipeline")
+        return DiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        raise click.ClickException(f"{folder}: not a readable diffusers folder: {' '.join(str(error).split())}") from error
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Also write a grid of samples to this PNG.")
+@click.option("--count", type=click.IntRange(min=10), default=200, show_default=True, help="How many pictures.")
+@click.option("--steps", type=click.IntRange(min=2), default=28, show_default=True)
+@click.option("--guidance", type=click.FloatRange(min=1), default=2.0, show_default=True, help="1 is no guidance.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--force", is_flag=True, help="Replace the PNG if it is there.")
+def main(
+    folder: Path, output: Path | None, count: int, steps: int, guidance: float, as_json: bool, force: bool
+) -> None:
+    """Score the digits model in FOLDER: the share of pictures in which each word of the caption came true.
+
+    Example: python -m dit_tracer.digits.score trained/digits-flux -o grid.png
+    """
+    if output and output.exists() and not force:
+        raise click.ClickException(f"{output} exists; --force replaces it")
+    pipeline = _load(folder)
+    asked = asked_scenes(count)
+    pictures = render(pipeline, [str(scene) for scene in asked], steps, guidance)
+    if not np.isfinite(pictures).all():
+        raise click.ClickException(f"{folder}: this model draws pictures that are not finite; train it again")
+    if output:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        grid(pictures).save(output, "PNG")
+    rows = {"model": scores(pictures, asked), "real scenes": scores(real_pictures(asked), asked)}
+    if as_json:
+        return click.echo(json.dumps({"count": count, "steps": steps, "guidance": guidance, **rows}, indent=2))
+    click.echo(" " * 12 + "".join(f"{word:>12}" for word in rows["model"]))
+    for name, shares in rows.items():
+        click.echo(f"{name:12}" + "".join(f"{share:12.3f}" for share in shares.values()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,243 @@
+"""Train a bundled model from a fixed seed: `python -m dit_tracer.digits.train digits-flux`.
+
+Scenes and noise of an iteration depend on the seed and the iteration alone, and all that carries over lies in one
+checkpoint, so a run may be stopped and resumed at will. The learning rate is constant and falls over the last quarter
+only: until then a longer run is a shorter one, continued.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline, FluxPipeline, PixArtAlphaPipeline
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast
+
+from dit_tracer.digits.models import BUILDERS, TEXT_TOKENS, build
+from dit_tracer.digits.scenes import SIDE, draw, random_scene
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a model is trained; the same for all."""
+
+    iterations: int = 10_000
+    batch: int = 32
+    matrix_rate: float = 4e-3
+    vector_rate: float = 1.5e-3
+    warmup: int = 100
+    decay: float = 0.25
+    no_caption: float = 0.1
+    average: float = 0.999
+    seed: int = 2411
+
+    def slope(self, iteration: int) -> float:
+        """Factor on both learning rates: up over the warm-up, flat, then straight down to zero."""
+        left = (self.iterations - iteration) / (self.decay * self.iterations)
+        return min(1.0, (iteration + 1) / self.warmup, left)
+
+
+class Trainer:
+    """A pipeline in training: its optimisers, and the running average of its weights, which is what ships."""
+
+    def __init__(self, name: str, recipe: Recipe, device: str) -> None:
+        self.recipe = recipe
+        self.device = device
+        self.iteration = 0
+        self.pipeline = build(name, recipe.seed).to(device)
+        self.weights = dict(_weights(self.pipeline))
+        self.average = {key: weight.detach().clone() for key, weight in self.weights.items()}
+        matrices = {key: w for key, w in self.weights.items() if w.ndim == 2 and "blocks." in key and "table" not in key}
+        vectors = [weight for key, weight in self.weights.items() if key not in matrices]
+        self.optimisers = [
+            torch.optim.Muon(
+                matrices.values(), lr=recipe.matrix_rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"
+            ),
+            torch.optim.AdamW(vectors, lr=recipe.vector_rate, betas=(0.9, 0.99), weight_decay=0.01),
+        ]
+
+    def step(self) -> float:
+        """One iteration; returns its loss."""
+        captions, pixels, noise = self._batch()
+        loss = denoising_loss(self.pipeline, captions, pixels.to(self.device), noise)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.weights.values(), 1.0)
+        for optimiser, rate in zip(self.optimisers, (self.recipe.matrix_rate, self.recipe.vector_rate)):
+            optimiser.param_groups[0]["lr"] = rate * self.recipe.slope(self.iteration)
+            optimiser.step()
+            optimiser.zero_grad()
+        self.iteration += 1
+        keep = min(self.recipe.average, self.iteration / (self.iteration + 10))
+        torch._foreach_lerp_(list(self.average.values()), [w.detach() for w in self.weights.values()], 1 - keep)
+        return loss.item()
+
+    def _batch(self) -> tuple[list[str], Tensor, torch.Generator]:
+        """Captions, pixels (batch, 3, side, side) in [-1, 1], and the source of noise of this iteration."""
+        rng = np.random.default_rng([self.recipe.seed, self.iteration])
+        scenes = [random_scene(rng) for _ in range(self.recipe.batch)]
+        pixels = torch.from_numpy(np.stack([draw(scene, rng) for scene in scenes])) * 2 - 1
+        captions = ["" if rng.random() < self.recipe.no_caption else str(scene) for scene in scenes]
+        return captions, pixels, torch.Generator().manual_seed(int(rng.integers(2**62)))
+
+    def save(self, path: Path) -> None:
+        """Write the checkpoint, replacing the last one at once."""
+        tensors = {f"weight/{key}": weight.detach() for key, weight in self.weights.items()}
+        tensors |= {f"average/{key}": weight for key, weight in self.average.items()}
+        for key, slot, value in self._optimiser_state():
+            tensors[f"{slot}/{key}"] = value
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        save_file({key: value.contiguous() for key, value in tensors.items()}, partial, {"iteration": str(self.iteration)})
+        os.replace(partial, path)
+
+    def load(self, path: Path) -> None:
+        """Continue from a checkpoint."""
+        owners = {key: optimiser for optimiser in self.optimisers for key in self._keys(optimiser)}
+        with safe_open(path, "pt", device=self.device) as file, torch.no_grad():
+            self.iteration = int(file.metadata()["iteration"])
+            for name in file.keys():
+                slot, key = name.split("/", 1)
+                if slot == "weight":
+                    self.weights[key].copy_(file.get_tensor(name))
+                elif slot == "average":
+                    self.average[key].copy_(file.get_tensor(name))
+                else:
+                    owners[key].state[self.weights[key]][slot] = file.get_tensor(name)
+
+    def _optimiser_state(self) -> Iterator[tuple[str, str, Tensor]]:
+        for optimiser in self.optimisers:
+            for key in self._keys(optimiser):
+                for slot, value in optimiser.state[self.weights[key]].items():
+                    yield key, slot, value
+
+    def _keys(self, optimiser: torch.optim.Optimizer) -> list[str]:
+        owned = {id(weight) for weight in optimiser.param_groups[0]["params"]}
+        return [key for key, weight in self.weights.items() if id(weight) in owned]
+
+    def export(self, folder: Path, record: dict[str, object]) -> None:
+        """Write the averaged weights as an ordinary diffusers folder in float16, with the training record beside."""
+        with torch.no_grad():
+            for key, weight in self.weights.items():
+                weight.copy_(self.average[key])
+        self.pipeline.to("cpu", torch.float16).save_pretrained(folder)
+        for config in folder.glob("tokenizer*/tokenizer_config.json"):  # transformers 4 has no TokenizersBackend
+            config.write_text(config.read_text().replace("TokenizersBackend", "PreTrainedTokenizerFast"))
+        index = folder / "model_index.json"
+        index.write_text(index.read_text().replace("TokenizersBackend", "PreTrainedTokenizerFast"))
+        (folder / "training.json").write_text(json.dumps(record, indent=2) + "\n")
+
+
+def denoising_loss(
+    pipeline: DiffusionPipeline, captions: list[str], pixels: Tensor, noise: torch.Generator
+) -> Tensor:
+    """Mean squared error of one denoising prediction per image, at noise levels drawn logit-normally.
+
+    Args:
+        pixels: Clean images, (batch, 3, side, side) in [-1, 1].
+    """
+    level = torch.sigmoid(torch.randn(len(pixels), generator=noise)).to(pixels.device)
+    gauss = torch.randn(pixels.shape, generator=noise).to(pixels.device)
+    predict = {FluxPipeline: _flow_error, PixArtAlphaPipeline: _velocity_error}[type(pipeline)]
+    return predict(pipeline, captions, pixels, level, gauss).square().mean()
+
+
+def _flow_error(pipeline: FluxPipeline, captions: list[str], pixels: Tensor, level: Tensor, gauss: Tensor) -> Tensor:
+    """Rectified flow: x = (1 - t) pixels + t noise, and the model tells noise - pixels (arXiv 2403.03206, eq. 13)."""
+    t = level[:, None, None, None]
+    tokens, _ = _tokens(pipeline.tokenizer, captions, pixels.device)
+    ids = pipeline._prepare_latent_image_ids(1, SIDE // 2, SIDE // 2, pixels.device, pixels.dtype)
+    told = pipeline.transformer(
+        hidden_states=_packed((1 - t) * pixels + t * gauss),
+        timestep=level,
+        pooled_projections=pipeline.text_encoder(tokens).pooler_output,
+        encoder_hidden_states=pipeline.text_encoder_2(tokens)[0],
+        txt_ids=torch.zeros(TEXT_TOKENS, 3, device=pixels.device),
+        img_ids=ids,
+        return_dict=False,
+    )[0]
+    return told - _packed(gauss - pixels)
+
+
+def _velocity_error(
+    pipeline: PixArtAlphaPipeline, captions: list[str], pixels: Tensor, level: Tensor, gauss: Tensor
+) -> Tensor:
+    """v-prediction (arXiv 2202.00512, section 4): v = sqrt(a) noise - sqrt(1 - a) pixels."""
+    alphas = pipeline.scheduler.alphas_cumprod.to(pixels.device)
+    timestep = (level * len(alphas)).long()
+    a = alphas[timestep][:, None, None, None]
+    tokens, mask = _tokens(pipeline.tokenizer, captions, pixels.device)
+    told = pipeline.transformer(
+        a.sqrt() * pixels + (1 - a).sqrt() * gauss,
+        encoder_hidden_states=pipeline.text_encoder(tokens, attention_mask=mask)[0],
+        encoder_attention_mask=mask,
+        timestep=timestep,
+        added_cond_kwargs={"resolution": None, "aspect_ratio": None},
+        return_dict=False,
+    )[0]
+    return told - (a.sqrt() * gauss - (1 - a).sqrt() * pixels)
+
+
+def _packed(images: Tensor) -> Tensor:
+    """2x2 patches of images as tokens, (batch, 64, 12), as FluxPipeline packs its latents."""
+    return FluxPipeline._pack_latents(images, len(images), 3, SIDE, SIDE)
+
+
+def _tokens(tokenizer: PreTrainedTokenizerFast, captions: list[str], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Token ids and mask of captions, both (batch, 24)."""
+    batch = tokenizer(captions, padding="max_length", max_length=TEXT_TOKENS, truncation=True, return_tensors="pt")
+    return batch.input_ids.to(device), batch.attention_mask.to(device)
+
+
+def _weights(pipeline: DiffusionPipeline) -> Iterator[tuple[str, nn.Parameter]]:
+    """All weights that learn: transformer and text encoders, not the fixed autoencoder."""
+    for part in ("transformer", "text_encoder", "text_encoder_2"):
+        module = getattr(pipeline, part, None)
+        if module is not None:
+            yield from ((f"{part}.{key}", weight) for key, weight in module.train().named_parameters())
+
+
+@click.command()
+@click.argument("name", type=click.Choice(list(BUILDERS)))
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder of the trained model.  [default: trained/NAME]")
+@click.option("--iterations", default=Recipe.iterations, show_default=True)
+@click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu", show_default=True)
+@click.option("--until", type=int, help="Stop at this iteration; the same command without it continues.")
+def main(name: str, output: Path | None, iterations: int, device: str, until: int | None) -> None:
+    """Train the bundled model NAME; resumes from OUTPUT.safetensors if that is there.
+
+    Example: python -m dit_tracer.digits.train digits-flux -o trained/digits-flux
+    """
+    torch.set_num_threads(1 if device == "cpu" else torch.get_num_threads())  # matrices too small to share
+    output = output or Path("trained") / name
+    checkpoint = output.with_name(output.name + ".safetensors")
+    trainer = Trainer(name, Recipe(iterations=iterations), device)
+    if checkpoint.exists():
+        trainer.load(checkpoint)
+        click.echo(f"continuing {checkpoint} at iteration {trainer.iteration}", err=True)
+    losses: list[float] = []
+    started = time.process_time()
+    while trainer.iteration < min(iterations, until or math.inf):
+        losses.append(trainer.step())
+        if trainer.iteration % 250 == 0:
+            seconds = (time.process_time() - started) / len(losses)
+            click.echo(f"{trainer.iteration:6d}  loss {np.mean(losses[-250:]):.4f}  {seconds:.2f} CPU s/iteration", err=True)
+            trainer.save(checkpoint)
+    trainer.save(checkpoint)
+    if trainer.iteration == iterations:
+        trainer.export(output, {"name": name, "recipe": asdict(trainer.recipe), "torch": torch.__version__})
+        click.echo(output)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,199 @@
+"""Records prompts into a trace: ties clock, capture, statistics and sample together, and hands shards to the writer."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from dit_formats.errors import ConflictError, TraceError
+from dit_formats.reader import Trace, open_trace, shard_paths
+from dit_formats.schema import Layer, Prompt, Run, Shard, differences
+from dit_formats.writer import clear_failure, write_failure, write_shard
+from torch import Tensor
+
+from dit_tracer.recording.capture import Capture, Site, find_transformers
+from dit_tracer.recording.clock import Clock
+from dit_tracer.recording.generation import Generation, Places
+from dit_tracer.recording.history import History
+from dit_tracer.recording.patching import around
+from dit_tracer.recording.settings import Sample, call_settings, describe, provenance
+from dit_tracer.recording.statistics import step_sums, transition_sums
+
+
+def record(pipeline: Any, path: str | Path, *, model: str | None = None, sample: Sample | None = None) -> Recorder:
+    """A recorder of `pipeline` into the trace at `path`, new or of the same settings; use it in a `with` block.
+
+    Args:
+        pipeline: Any diffusers pipeline with a transformer. It computes what it would compute anyway, to the bit.
+        path: Folder of the trace; made when the first prompt is done.
+        model: Name to give the model; the pipeline's own by default.
+        sample: How much to keep of the activations themselves.
+
+    Raises:
+        TraceError: There is something else at `path`, or a trace with other settings.
+
+    Example:
+        with dit_tracer.record(pipe, "flux.trace") as recorder:
+            with recorder.prompt(text, seed=42):
+                pipe(text, generator=torch.Generator().manual_seed(42))
+    """
+    name = model or Path(str(getattr(pipeline, "name_or_path", "") or type(pipeline).__name__)).name
+    return Recorder(pipeline, Path(path), name, sample or Sample())
+
+
+class Recorder:
+    """Records generations of a pipeline; made by `record`."""
+
+    def __init__(
+        self, pipeline: Any, path: Path, model: str, sample: Sample, num_prompts: int | None = None
+    ) -> None:
+        self.path = path
+        self._pipeline = pipeline
+        self._num_prompts = num_prompts
+        transformers = find_transformers(pipeline)
+        self._clock = Clock(pipeline, transformers)
+        self._capture = Capture(transformers, self._clock, self._on_activation)
+        self._settings = describe(pipeline, transformers, model, sample)
+        self._layers: dict[str, Site] = {}
+        self._places = Places(sample)
+        self._history = History()
+        self._generation: Generation | None = None
+        self._before = existing_trace(path)
+        self._keys = {prompt.key for prompt in self._before.prompts} if self._before else set()
+        self._next = 1 + max((prompt.index for prompt in self._before.prompts), default=-1) if self._before else 0
+        self._shape: tuple[Any, ...] | None = None
+        if self._before:
+            found = self._before.run.settings
+            self._shape = self._before.layers, tuple(self._before.timesteps), tuple(self._before.sigmas)
+            self._refuse_other({key: value for key, value in found.items() if key != "call"})
+
+    def __enter__(self) -> Recorder:
+        with ExitStack() as undo:
+            undo.enter_context(self._clock)
+            undo.enter_context(self._capture)
+            undo.enter_context(around(type(self._pipeline), "__call__", self._pipeline, self._on_generate))
+            self._undo = undo.pop_all()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._undo.close()
+
+    def has(self, text: str, seed: int = 0, image: int = 0) -> bool:
+        """Whether the trace holds this prompt already."""
+        return (text, seed, image) in self._keys
+
+    @contextmanager
+    def prompt(self, text: str, seed: int = 0, index: int | None = None) -> Iterator[None]:
+        """Record the one generation made in this block under `text` and `seed`.
+
+        Should the block fail, a note says why, and the trace stays as it was.
+
+        Raises:
+            TraceError: The trace holds this prompt already, or the block made no generation that fits the trace.
+        """
+        if self.has(text, seed):
+            raise ConflictError(f"{self.path}: holds this prompt with seed {seed} already ({text!r}); ask has() first")
+        prompt = Prompt(self._next if index is None else index, text, seed)
+        self._clock.reset()
+        self._generation = Generation()
+        try:
+            yield
+            self._write(prompt, self._generation)
+        except Exception as error:
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_failure(self.path, prompt, f"{type(error).__name__}: {error}")
+            raise
+        finally:
+            self._generation = None
+            self._history.clear()
+
+    # While a generation runs
+
+    def _on_generate(self, generate: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if self._generation is not None:
+            if self._clock.step:
+                raise TraceError("one generation per prompt: open another `with recorder.prompt(...)` for the next")
+            self._settings["call"] = call_settings(generate, args, kwargs)
+            if self._before:
+                self._refuse_other(self._before.run.settings)
+        return generate(*args, **kwargs)
+
+    def _on_activation(self, site: Site, stream: str, kind: str, tensor: Tensor) -> None:
+        if self._generation is None:
+            return
+        self._layers.setdefault(site.name, site)
+        key, step, branches = (stream, kind, site.name), self._clock.step, self._clock.branches
+        series = [self._generation.series(key, branch, tensor.dtype) for branch in branches]
+        if step in series[0].step_sums:
+            return  # a further call within the step, as skip-layer guidance makes: the first one counts
+        x = _grouped(tensor.detach(), self._clock.batch)
+        previous = self._history.swap((key, branches), step, x)
+        sums, sample = step_sums(x), x[(slice(None), *self._places(key, x).index)]
+        changes = transition_sums(previous, x) if previous is not None else None
+        images = len(x) // len(branches)
+        for place, one in enumerate(series):
+            part = slice(place * images, (place + 1) * images)
+            one.step_sums[step], one.samples[step] = sums[part], sample[part]
+            if changes is not None:
+                one.transition_sums[step - 1] = changes[part]
+
+    # When it is done
+
+    def _write(self, prompt: Prompt, generation: Generation) -> None:
+        if not generation.num_images:
+            raise TraceError("nothing was recorded: call the pipeline inside `with recorder.prompt(...)`")
+        layers = tuple(Layer(site.name, site.type, site.heads) for site in self._layers.values())
+        timesteps, sigmas = np.array(self._clock.timesteps), np.array(self._clock.sigmas)
+        self._refuse_other_shape(layers, timesteps, sigmas)
+        run = Run(self._settings, provenance(self._num_prompts))
+        self.path.mkdir(parents=True, exist_ok=True)
+        for image in range(generation.num_images):
+            one = Prompt(prompt.index + image, prompt.text, prompt.seed, image)
+            streams = generation.streams(image, list(self._layers), len(timesteps), self._places)
+            write_shard(self.path, Shard(run, (one,), layers, timesteps, sigmas, streams))
+            clear_failure(self.path, one)
+            self._keys.add(one.key)
+            self._next = max(self._next, one.index + 1)
+
+    def _refuse_other(self, found: dict[str, Any]) -> None:
+        """The trace at hand must have been made with the same settings, as far as `found` tells."""
+        fields = differences(found, {key: self._settings.get(key) for key in found})
+        if fields:
+            raise ConflictError(f"{self.path}: made with other settings ({'; '.join(fields)}); trace into another folder")
+
+    def _refuse_other_shape(self, layers: tuple[Layer, ...], timesteps: Any, sigmas: Any) -> None:
+        """All prompts of a trace run through the same layers and steps."""
+        shape = layers, tuple(timesteps), tuple(sigmas)
+        self._shape = self._shape or shape
+        for name, old, new in zip(("layers", "timesteps", "sigmas"), self._shape, shape):
+            if old != new:
+                raise ConflictError(f"{self.path}: this generation had other {name} than those before; trace it elsewhere")
+
+
+def existing_trace(path: Path) -> Trace | None:
+    """The trace that is at `path` already, if any.
+
+    Raises:
+        ConflictError: There is something else.
+    """
+    if not path.exists():
+        return None
+    if not path.is_dir():
+        raise ConflictError(f"{path}: exists and is not a trace; give another output")
+    if shard_paths(path):
+        return open_trace(path)
+    strangers = [name for name in os.listdir(path) if not name.startswith(".") and not name.endswith(".failed")]
+    if strangers:
+        raise ConflictError(f"{path}: a folder with other things in it ({strangers[0]}); give another output")
+    return None
+
+
+def _grouped(tensor: Tensor, batch: int) -> Tensor:
+    """A view (group, fold, head, token, channel); models fold frames or places into the batch, group is the rest."""
+    if tensor.ndim == 3:
+        tensor = tensor.unsqueeze(1)
+    return tensor.unflatten(0, (batch, -1))

@@ -1,0 +1,60 @@
+"""Runs a pipeline over many prompts and records each; a run that was stopped goes on where it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dit_tracer.progress import progress
+from dit_tracer.recording.recorder import Recorder, existing_trace
+from dit_tracer.recording.settings import Sample
+
+
+@dataclass
+class Outcome:
+    """How many prompts a run traced, how many were there before, and what each failed one said."""
+
+    traced: int = 0
+    present: int = 0
+    failures: list[str] = field(default_factory=list)
+
+
+def run(
+    load: Callable[[], Any],
+    prompts: list[str],
+    path: Path,
+    *,
+    model: str,
+    seed: int,
+    call: dict[str, Any],
+    sample: Sample,
+    quiet: bool = False,
+) -> Outcome:
+    """Trace every prompt that the trace at `path` does not hold yet; one that fails leaves a note, and the run goes on.
+
+    Args:
+        load: Gives the pipeline; called once it is known that the trace can be written.
+        call: Arguments of the pipeline beside prompt and generator.
+
+    Raises:
+        TraceError: There is something else at `path`, or a trace of other settings.
+    """
+    existing_trace(path)
+    outcome = Outcome()
+    pipeline = load()
+    with Recorder(pipeline, path, model, sample, num_prompts=len(prompts)) as recorder:
+        missing = [(index, text) for index, text in enumerate(prompts) if not recorder.has(text, seed)]
+        outcome.present = len(prompts) - len(missing)
+        for index, text in progress(f"tracing {model}", quiet)(missing):
+            generator = torch.Generator("cpu").manual_seed(seed)
+            try:
+                with recorder.prompt(text, seed, index):
+                    pipeline(prompt=text, generator=generator, output_type="latent", **call)
+                outcome.traced += 1
+            except RuntimeError as error:  # out of memory, say; a wrong argument would fail for every prompt
+                outcome.failures.append(f"{text!r} failed: {str(error).splitlines()[0]}; run the same command to try again")
+    return outcome
