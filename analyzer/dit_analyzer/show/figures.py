@@ -1,8 +1,8 @@
 """Distances as pictures: the paper's small multiples (arXiv 2411.13588, Figures 2 to 8), a heat map, and saving them.
 
 A figure function gets what `paper_view` returns and gives back a matplotlib Figure. Over prompts it takes the mean and
-two percentiles, nothing else; a cell that some prompt lacks stays empty. Transition t stands at num_steps - 2 - t, as in
-the paper. Names come from a trace and are drawn as they are, never read as formulas.
+two percentiles, nothing else; a cell that some prompt lacks stays empty. Transition t stands at num_steps - 2 - t, as
+in the paper. Names come from a trace and are drawn as they are, never read as formulas.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
+from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
 COLOURS = {"k": "mediumpurple", "v": "darkorange", "a": "cornflowerblue"}
 STYLE = {
@@ -29,7 +30,7 @@ STYLE = {
     "axes.titlepad": 3,
     "axes.linewidth": 0.6,
     "lines.linewidth": 1.1,
-    "lines.markersize": 2,
+    "lines.markersize": 3,
     "figure.titlesize": 10,
     "figure.labelsize": 8,
     "legend.title_fontsize": 10,
@@ -37,9 +38,10 @@ STYLE = {
     "text.parse_math": False,
     "text.usetex": False,
 }
-NO_VALUE = "lightgrey"
-STEPS = "steps counted down as in the paper"
 SIZE = "mean |Δ| (L1)"
+STEPS = "steps counted down as in the paper (arXiv 2411.13588)"
+UNSIGNED = {"pdf": {"CreationDate": None, "Creator": None, "Producer": None}, "png": {"Software": None}}
+"""Metadata without date and version, so that the same figure gives the same bytes."""
 
 
 def redundancy(view: xr.Dataset, title: str) -> Figure:
@@ -49,16 +51,16 @@ def redundancy(view: xr.Dataset, title: str) -> Figure:
     """
     l1 = _l1(view)
     curves = _curves(l1)
-    low, high = _limits(curves)
+    low, high = _limits(curves.to_array())
     layers = l1.sizes["layer"]
     rows, columns = _grid(layers)
     with matplotlib.rc_context(STYLE):
         figure = Figure((0.8 + 1.5 * max(columns, 3), 0.9 + 1.15 * max(rows, 2)), layout="constrained")
-        # Limits by hand: shared axes ask all their siblings at every curve, 20 seconds for the 57 layers of FLUX.
+        # Limits by hand: shared axes ask all their siblings at every curve, which takes seconds for FLUX's 57 layers.
         panels = figure.subplots(rows, columns, squeeze=False).ravel()
         for layer, panel in enumerate(panels[:layers]):
-            panel.set(yscale="log", ylim=(0.85 * low, high / 0.85), title=_label(l1, layer))
-            _draw(panel, curves.isel(layer=layer), _unchanged(l1.isel(layer=layer)))
+            _draw(panel, l1.isel(layer=layer), curves.isel(layer=layer), _counted_down(view))
+            panel.set(yscale="log", ylim=(low * 0.85, high / 0.85))
             _log_ticks(panel.yaxis)
             _step_ticks(panel, view)
             panel.tick_params(labelleft=layer % columns == 0, labelbottom=layer >= layers - columns)
@@ -73,15 +75,137 @@ def heatmap(view: xr.Dataset, title: str) -> Figure:
 
     Cells without a value, and cells that are 0 because nothing changed, are grey.
     """
-    means = _positive(_l1(view).mean("prompt", skipna=False))
-    layers, kinds = means.sizes["layer"], means.sizes["kind"]
+    means = _curves(_l1(view))["mean"]
+    kinds, layers = means.sizes["kind"], means.sizes["layer"]
     height = max(1.2, 0.115 * layers)  # a row has room for a line of text
-    first, *_, last = [*_counted_down(view), *_counted_down(view)]
-    norm = LogNorm(*_limits(means), clip=False)
+    rows = range(0, layers, math.ceil(layers / 12))
     with matplotlib.rc_context(STYLE):
-        figure = Figure((1.4 + 2.1 * kinds, 0.9 + height), layout="constrained")
+        figure = Figure((1.4 + 2.1 * max(kinds, 3), 0.8 + height), layout="constrained")
         panels = figure.subplots(1, kinds, squeeze=False)[0]
+        norm = LogNorm(*_limits(means))
         for panel, kind in zip(panels, means):
-            panel.set(facecolor=NO_VALUE, title=str(kind.kind.item()).upper())
-            edges = (first + 0.5, last - 0.5, layers - 0.5, -0.5)
-            image = panel.imshow(kind, norm=norm, cmap="viridis", aspect="auto", interpolation="nearest", extent=edges)
+            image = _image(panel, kind, norm, _counted_down(view))
+            _step_ticks(panel, view)
+            panel.set_yticks(rows, means.layer.values[rows])
+            panel.tick_params(labelleft=panel is panels[0])
+        _part_types(panels, means)
+        bar = figure.colorbar(image, ax=panels, pad=0.02, aspect=height / 0.12, label=SIZE)
+        _log_ticks(bar.ax.yaxis)
+        figure.suptitle(title)
+        figure.supxlabel(_caption(view) + ("; grey: no change, or no value" if means.isnull().any() else ""))
+        figure.supylabel("layer")
+    return figure
+
+
+def save(figure: Figure, stem: Path, *, force: bool = False) -> list[Path]:
+    """Write `stem`.pdf and `stem`.png, the same bytes for the same figure, and return their paths.
+
+    Raises:
+        FileExistsError: One of them is there already; then neither is written.
+    """
+    paths = [stem.with_name(f"{stem.name}.{ending}") for ending in UNSIGNED]
+    for path in paths:
+        if path.exists() and not force:
+            raise FileExistsError(f"{path}: exists already; add --force to replace it")
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    with matplotlib.rc_context(STYLE):
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # laying out takes longer than drawing, and once is enough
+        for path, metadata in zip(paths, UNSIGNED.values()):
+            figure.savefig(path, dpi=150, metadata=metadata)
+    return paths
+
+
+def _l1(view: xr.Dataset) -> xr.DataArray:
+    """l1 of K, V and A as far as they are there, (prompt, kind, layer, transition), NaN where it is not finite."""
+    kinds = [kind for kind in COLOURS if kind in view.kind]
+    l1 = view["l1"].sel(kind=kinds).transpose("prompt", "kind", "layer", "transition")
+    return l1.where(np.isfinite(l1))
+
+
+def _curves(l1: xr.DataArray) -> xr.Dataset:
+    """Mean, low and high of the prompts, (kind, layer, transition), NaN where a log scale cannot show them."""
+    low, high = l1.quantile([0.05, 0.95], "prompt", skipna=False).drop_vars("quantile")
+    curves = xr.Dataset({"mean": l1.mean("prompt", skipna=False), "low": low, "high": high})
+    return curves.where(curves > 0)
+
+
+def _limits(values: xr.DataArray) -> tuple[float, float]:
+    """Smallest and largest value, and something to draw where there is none."""
+    return (values.min().item(), values.max().item()) if values.notnull().any() else (0.1, 1.0)
+
+
+def _counted_down(view: xr.Dataset) -> xr.DataArray:
+    """Where the paper draws each transition."""
+    return int(view.attrs["num_steps"]) - 2 - view["transition"]
+
+
+def _grid(panels: int) -> tuple[int, int]:
+    """Rows and columns: 8 columns at most, and as few empty places as can be."""
+    fewest = min(6, math.ceil(math.sqrt(panels)))
+    columns = min(range(fewest, min(8, panels) + 1), key=lambda columns: -panels % columns)
+    return math.ceil(panels / columns), columns
+
+
+def _draw(panel: Axes, l1: xr.DataArray, curves: xr.Dataset, x: xr.DataArray) -> None:
+    """Draw the curves of one layer, and name the kinds that have none."""
+    for kind in l1.kind.values:
+        curve, colour = curves.sel(kind=kind), COLOURS[kind]
+        panel.fill_between(x, curve["low"], curve["high"], color=colour, alpha=0.25, linewidth=0)
+        gap = np.pad(curve["mean"].isnull(), 1, constant_values=True)
+        panel.plot(x, curve["mean"], "o-", color=colour, markevery=gap[:-2] & gap[2:])  # a point alone has no line
+    panel.set_title(f"{l1.layer.item()} · {l1.layer_type.item()}")
+    rest = ("prompt", "transition")
+    without = {"constant": l1.max(rest) == 0, "without a value": l1.isnull().all(rest)}
+    notes = [", ".join(l1.kind.values[which]).upper() + f" {why}" for why, which in without.items() if which.any()]
+    panel.text(0.04, 0.06, "\n".join(notes), transform=panel.transAxes)
+
+
+def _image(panel: Axes, means: xr.DataArray, norm: LogNorm, x: xr.DataArray) -> AxesImage:
+    """Draw one kind, means of (layer, transition)."""
+    edges = (x.max().item() + 0.5, x.min().item() - 0.5, means.sizes["layer"] - 0.5, -0.5)
+    panel.set(facecolor="lightgrey", title=means.kind.item().upper())
+    return panel.imshow(means, "viridis", norm, aspect="auto", interpolation="nearest", extent=edges)
+
+
+def _frame(figure: Figure, l1: xr.DataArray, title: str) -> None:
+    """Title, legend and names of the axes, once for all panels."""
+    handles: list[Line2D | Patch] = [Line2D([], [], color=COLOURS[kind], label=kind.upper()) for kind in l1.kind.values]
+    if l1.sizes["prompt"] > 1:
+        handles.append(Patch(color="lightgrey", label="5th to 95th percentile"))
+    # A suptitle would lie on the legend, so the legend carries the title.
+    figure.legend(handles=handles, title=title, loc="outside upper center", ncols=len(handles), frameon=False)
+    figure.supxlabel(_caption(l1))
+    figure.supylabel(SIZE)
+
+
+def _caption(view: xr.Dataset | xr.DataArray) -> str:
+    """How to read the steps, and what was averaged."""
+    prompts = view.sizes["prompt"]
+    return f"{STEPS}; " + ("one prompt" if prompts == 1 else f"mean of {prompts} prompts")
+
+
+def _step_ticks(panel: Axes, view: xr.Dataset) -> None:
+    """First, middle and last step, counted down from left to right."""
+    first = int(view.attrs["num_steps"]) - 2
+    panel.set(xticks=np.unique([first, first // 2, 0]), xlim=(first + 0.5, -0.5))
+
+
+def _part_types(panels: list[Axes], means: xr.DataArray) -> None:
+    """Where types differ, part the layers by a line, and name the type on the right of the last panel."""
+    runs = [(name, len(list(run))) for name, run in groupby(means.layer_type.values)]
+    row = -0.5
+    for name, length in runs if len(runs) > 1 else []:
+        for panel in panels:
+            panel.axhline(row, color="white", linewidth=1)
+        panels[-1].text(1.02, row + length / 2, name, transform=panels[-1].get_yaxis_transform(), va="center")
+        row += length
+
+
+def _log_ticks(axis: Axis) -> None:
+    """Plain numbers, as many as a small panel has room for."""
+    low, high = axis.get_view_interval()
+    subs = (1, 2, 5) if high / low < 30 else (1, 3) if high / low < 1000 else (1,)
+    axis.set_major_locator(LogLocator(subs=subs))
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_minor_locator(NullLocator())

@@ -35,7 +35,7 @@ class History:
             RuntimeError: The model changed the kept tensor after a step in which it had left it alone.
         """
         last = self._kept.get(place)
-        if last is not None and last.watched._version != last.version:
+        if last is not None and _version(last.watched) != last.version:
             if last.tensor is last.watched:
                 raise RuntimeError(f"{place}: changed in place after step {last.step}; its difference is lost")
             self._copied.add(place)
@@ -43,9 +43,14 @@ class History:
             kept = watched = tensor.detach().clone()
         else:
             kept, watched = (tensor.clone() if last is None else tensor), tensor
-        self._kept[place] = _Kept(step, kept, watched, 0 if watched.is_inference() else watched._version)
+        self._kept[place] = _Kept(step, kept, watched, _version(watched))
         return last.tensor if last is not None and last.step == step - 1 else None
 
     def clear(self) -> None:
         """Forget the activations, but not which places must be copied."""
         self._kept.clear()
+
+
+def _version(tensor: Tensor) -> int:
+    """How often the tensor was written to."""
+    return 0 if tensor.is_inference() else tensor._version

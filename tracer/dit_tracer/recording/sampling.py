@@ -36,9 +36,9 @@ def balanced_scatter(num_tokens: int, num_channels: int, n: int, rng: np.random.
         token, channel = np.divmod(np.arange(num_tokens * num_channels), num_channels)
         return Positions(token, channel)
     token = ((np.arange(n) + rng.random(n)) * num_tokens / n).astype(np.int64)
-    rounds = -(-n // num_channels)
-    channel = np.concatenate([rng.permutation(num_channels) for _ in range(rounds)])[:n]
-    return _distinct(token, channel.astype(np.int64), num_channels, rng)
+    rounds = np.tile(np.arange(num_channels), (-(-n // num_channels), 1))
+    channel = rng.permuted(rounds, axis=1).flatten()[:n]
+    return _distinct(token, channel, num_channels, rng)
 
 
 def _distinct(

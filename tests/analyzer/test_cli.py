@@ -1,0 +1,110 @@
+"""dit-analyze as people use it, and as hurried people misuse it."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from dit_analyzer.cli import main
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(a) for a in arguments])
+
+
+def test_summary_shows_what_the_trace_holds(trace_folder: Path) -> None:
+    result = run("summary", trace_folder)
+    assert result.exit_code == 0
+    first, *rest = result.stdout.splitlines()
+    assert first == "hand-made · 2 layers · 5 steps · Euler · 3 prompts"
+    assert any(line.split()[0] == "K" and "%" in line for line in rest)
+    assert f"next: dit-analyze figures {trace_folder}" in result.stderr
+
+
+def test_summary_is_json_for_programs(trace_folder: Path) -> None:
+    (one,) = json.loads(run("summary", trace_folder, "--json").stdout)
+    assert (one["prompts"], one["steps"], one["layer_types"]) == (3, 5, {"self": 1, "cross": 1})
+    assert [row["kind"] for row in one["rows"]] == ["k", "v", "a", "a"]
+    assert len(one["rows"][0]["curve"]) == 4
+
+
+def test_summary_from_samples_agrees(trace_folder: Path) -> None:
+    exact, sampled = (json.loads(run("summary", trace_folder, "--json", "--source", s).stdout) for s in ("exact", "sample"))
+    assert sampled[0]["rows"][0]["l1"] == pytest.approx(exact[0]["rows"][0]["l1"])
+
+
+def test_figures_are_written_and_not_replaced(trace_folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "new" / "figures"
+    result = run("figures", trace_folder, "-o", output)
+    assert result.exit_code == 0
+    names = {f"hand-made-{name}.{ending}" for name in ("redundancy", "heatmap") for ending in ("pdf", "png")}
+    assert set(os.listdir(output)) == names
+    before = {name: (output / name).read_bytes() for name in names}
+    again = run("figures", trace_folder, "-o", output)
+    assert again.exit_code == 1 and "--force" in again.stderr and len(again.stderr.splitlines()) == 1
+    assert run("figures", trace_folder, "-o", output, "--force").exit_code == 0
+    assert {name: (output / name).read_bytes() for name in names} == before
+
+
+def test_check_tells_whole_from_damaged(trace_folder: Path) -> None:
+    assert run("check", trace_folder).exit_code == 0
+    shard = next(trace_folder.glob("000001*"))
+    shard.write_bytes(shard.read_bytes()[:-1000])
+    result = run("check", trace_folder)
+    assert result.exit_code == 3 and str(shard) in result.stdout
+    found = run("check", trace_folder, "--json")
+    assert found.exit_code == 3 and json.loads(found.stdout)[0]["problems"]
+
+
+COMMANDS = [("summary",), ("check",), ("figures", "-o", "out")]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_missing_trace_is_one_line(command: tuple[str, ...], tmp_path: Path) -> None:
+    result = run(command[0], tmp_path / "none.trace", *command[1:])
+    assert result.exit_code == 2
+    assert result.stderr == f"dit-analyze: {tmp_path / 'none.trace'}: no such trace; dit-trace run writes one\n"
+    assert not result.stdout
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_empty_folder_is_one_line(command: tuple[str, ...], tmp_path: Path) -> None:
+    result = run(command[0], tmp_path, *command[1:])
+    assert result.exit_code == 3 and len(result.stderr.splitlines()) == 1
+    assert "not a trace" in result.stderr
+
+
+@pytest.mark.parametrize("command", COMMANDS[::2], ids=" ".join)
+def test_other_file_is_one_line(command: tuple[str, ...], tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text("notes")
+    result = run(command[0], path, *command[1:])
+    assert result.exit_code == 3 and len(result.stderr.splitlines()) == 1
+    assert "not a trace" in result.stderr
+
+
+def test_check_of_another_file_says_it_is_no_trace(tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text("notes")
+    result = run("check", path)
+    assert result.exit_code == 3 and "not a trace" in result.stdout
+
+
+@pytest.mark.parametrize("arguments", [(), ("sumary",), ("summary",), ("summary", "x", "--colour"), ("figures", "x")])
+def test_wrong_usage_is_one_line_and_exit_2(arguments: tuple[str, ...]) -> None:
+    result = run(*arguments)
+    assert result.exit_code == 2
+    if arguments:
+        assert len(result.stderr.splitlines()) == 1 and "--help" in result.stderr
+
+
+def test_prompts_cannot_send_control_codes(tmp_path: Path, shard: object) -> None:
+    from dit_formats.writer import write_shard
+
+    write_shard(tmp_path, shard(model="\x1b[31mred\x1b]0;title\x07 [bold]markup"))
+    result = run("summary", tmp_path)
+    assert "\x1b" not in result.stdout and "\x07" not in result.stdout
+    assert "[bold]markup" in result.stdout

@@ -1,0 +1,189 @@
+"""Distances, the paper's view and variation, on small traces written by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+from dit_analyzer import distances, paper_view, variation
+from dit_analyzer.measures.distance import AXES, standard_error
+from dit_formats import IncompleteError, open_trace
+from dit_formats.schema import Shard
+from dit_formats.writer import write_shard
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+
+@pytest.fixture
+def ds(trace_folder: Path) -> xr.Dataset:
+    with open_trace(trace_folder) as trace:
+        return distances(trace)
+
+
+def test_distances_are_the_means_of_their_definition(trace_folder: Path, ds: xr.Dataset) -> None:
+    with open_trace(trace_folder) as trace:
+        x = trace.samples("latent", 1)[0, 2, 1].astype(float)  # all 12 elements of A of the cross layer, by step
+        sigmas = trace.sigmas
+    got = ds.sel(prompt=1, branch="cond", stream="latent", kind="a", layer=1)
+    d = np.diff(x)
+    before, after = x[:, :-1], x[:, 1:]
+    np.testing.assert_allclose(got["l1"], abs(d).mean(0))
+    np.testing.assert_allclose(got["rel_l1"], abs(d).mean(0) / abs(before).mean(0))
+    np.testing.assert_allclose(got["rms"], np.sqrt((d**2).mean(0)))
+    cosine = (before * after).sum(0) / np.linalg.norm(before, axis=0) / np.linalg.norm(after, axis=0)
+    np.testing.assert_allclose(got["cosine"], cosine)
+    np.testing.assert_allclose(got["speed"], abs(d).mean(0) / abs(np.diff(sigmas)))
+    assert got["count"].values.tolist() == [12] * 4
+
+
+def test_axes_are_labelled(ds: xr.Dataset) -> None:
+    assert ds["l1"].dims == AXES
+    assert ds.branch.values.tolist() == ["cond", "uncond"] and ds.kind.values.tolist() == ["k", "v", "a"]
+    assert ds.layer_type.values.tolist() == ["self", "cross"]
+    assert ds.transition.values.tolist() == [0, 1, 2, 3]
+    np.testing.assert_allclose(ds.sigma, np.linspace(1, 0.1, 5)[:-1])
+
+
+def test_what_was_not_recorded_is_nan(ds: xr.Dataset) -> None:
+    l1 = ds["l1"]
+    assert l1.sel(stream="text", layer=0).isnull().all() and l1.sel(stream="latent", layer=1, kind=["k", "v"]).isnull().all()
+    assert l1.sel(stream="latent", layer=0).notnull().all() and l1.sel(stream="text", layer=1, kind="k").notnull().all()
+
+
+def test_samples_of_everything_give_the_exact_distances(trace_folder: Path, ds: xr.Dataset) -> None:
+    with open_trace(trace_folder) as trace:
+        sampled = distances(trace, source="sample")
+    xr.testing.assert_allclose(sampled.drop_vars("l1_se"), ds.drop_vars("l1_se"))
+    assert float(sampled["l1_se"].max()) == 0, "nothing is missing"
+
+
+def test_lag_compares_steps_further_apart(trace_folder: Path) -> None:
+    with open_trace(trace_folder) as trace:
+        x = trace.samples("text", 0)[1, 0, 1].astype(float)
+        got = distances(trace, source="sample", lag=3).sel(prompt=0, branch="uncond", stream="text", kind="k", layer=1)
+    np.testing.assert_allclose(got["l1"], abs(x[:, 3:] - x[:, :-3]).mean(0))
+
+
+@pytest.mark.parametrize(("arguments", "said"), [
+    ({"source": "guess"}, "'exact' or 'sample'"),
+    ({"lag": 2}, "source='sample'"),
+    ({"lag": 0, "source": "sample"}, "give 1 to 4"),
+    ({"lag": 5, "source": "sample"}, "give 1 to 4"),
+])  # fmt: skip
+def test_wrong_arguments_are_told(trace_folder: Path, arguments: dict[str, object], said: str) -> None:
+    with open_trace(trace_folder) as trace, pytest.raises(ValueError, match=said):
+        distances(trace, **arguments)
+
+
+def test_one_step_has_nothing_to_compare(tmp_path: Path, shard: Callable[..., Shard]) -> None:
+    write_shard(tmp_path, shard(steps=1))
+    with open_trace(tmp_path) as trace, pytest.raises(IncompleteError, match="one step"):
+        distances(trace)
+
+
+def test_statistics_only_answer_the_exact_question_alone(tmp_path: Path, shard: Callable[..., Shard]) -> None:
+    write_shard(tmp_path, shard(positions=0))
+    with open_trace(tmp_path) as trace:
+        assert distances(trace)["l1"].notnull().any()
+        with pytest.raises(IncompleteError, match="no samples"):
+            distances(trace, source="sample")
+
+
+def test_standard_error_covers_the_truth() -> None:
+    """Over many draws of positions from a tensor with unequal channels, at the nominal rate of 95 %."""
+    rng = np.random.default_rng(0)
+    tokens, channels, n = 256, 64, 1024
+    x = abs(rng.normal(size=(tokens, channels))) * rng.lognormal(sigma=0.8, size=channels)
+    inside = []
+    for _ in range(300):
+        channel = np.concatenate([rng.permutation(channels) for _ in range(n // channels)])
+        token = rng.permuted(np.arange(n) * tokens // n)
+        change = x[token, channel][None, None, None, :, None]
+        se = standard_error(change, channel[None, None], np.array([[tokens]]), np.array([[channels]])).item()
+        inside.append(abs(change.mean() - x.mean()) < 1.96 * se)
+    assert 0.90 <= np.mean(inside) <= 0.99
+
+
+def test_paper_view_leaves_out_cross_attention_and_joins_branches(ds: xr.Dataset) -> None:
+    view = paper_view(ds)
+    assert view["l1"].dims == ("prompt", "kind", "layer", "transition")
+    assert view.layer_type.values.tolist() == ["self"]
+    both = ds["l1"].sel(stream="latent", layer=[0]).mean("branch")
+    np.testing.assert_allclose(view["l1"], both.transpose("prompt", "kind", "layer", "transition"))
+
+
+def test_paper_view_joins_streams_of_single_layers_by_size() -> None:
+    ds = view_input(["joint", "single"], l1={"latent": 2.0, "text": 8.0}, count={"latent": 30, "text": 10})
+    view = paper_view(ds)
+    assert view["l1"].sel(layer=0).values.flatten().tolist() == [2, 2]
+    assert view["l1"].sel(layer=1).values.flatten().tolist() == [3.5, 3.5]
+    assert view["text_l1"].sel(layer=0).values.flatten().tolist() == [8, 8]
+    assert view["text_l1"].sel(layer=1).isnull().all()
+
+
+def test_paper_view_lists_spatial_layers_before_temporal_ones() -> None:
+    ds = view_input(["spatial", "temporal", "cross", "spatial", "temporal"], l1={"latent": 1.0}, count={"latent": 1})
+    assert paper_view(ds).layer.values.tolist() == [0, 3, 1, 4]
+
+
+def view_input(types: list[str], l1: dict[str, float], count: dict[str, float]) -> xr.Dataset:
+    """A dataset like that of `distances`, with one value per stream."""
+    streams = list(l1)
+    shape = (1, 1, len(streams), 1, len(types), 2)
+
+    def filled(values: dict[str, float]) -> tuple[tuple[str, ...], np.ndarray]:
+        return AXES, np.broadcast_to(np.array([values[s] for s in streams], float)[:, None, None, None], shape).copy()
+
+    variables = {"l1": filled(l1), "rms": filled(l1), "size": filled(l1), "count": filled(count)}
+    coordinates = {
+        "branch": ["cond"], "stream": streams, "kind": ["k"], "layer": range(len(types)),
+        "layer_type": ("layer", types), "layer_name": ("layer", types),
+    }  # fmt: skip
+    return xr.Dataset(variables, coordinates)
+
+
+def curves(values: np.ndarray) -> xr.Dataset:
+    """l1 (prompt, kind, layer, transition) of one kind."""
+    return xr.Dataset({"l1": (("prompt", "kind", "layer", "transition"), values[:, None])}, {"kind": ["k"]})
+
+
+VALUES = arrays(float, (4, 2, 3), elements=st.floats(0.01, 100))
+
+
+@given(VALUES, st.floats(0.01, 100), st.permutations(range(4)))
+def test_variation_ignores_scale_and_order_of_prompts(values: np.ndarray, scale: float, order: list[int]) -> None:
+    one, other = variation(curves(values)), variation(curves(values[order] * scale))
+    np.testing.assert_allclose(one["cv"], other["cv"], rtol=1e-6, atol=1e-9)
+
+
+def test_variation_of_equal_prompts_is_zero() -> None:
+    found = variation(curves(np.full((5, 2, 3), 0.7)))
+    assert found["cv"].item() == pytest.approx(0, abs=1e-12)
+
+
+def test_variation_by_hand() -> None:
+    values = np.array([1.0, 2, 3]).reshape(3, 1, 1)
+    found = variation(curves(values))
+    assert found["cv_published"].item() == pytest.approx(np.sqrt(2 / 3) / 2)
+    assert found["cv"].item() == pytest.approx((1 + 1 / 12) * 1 / 2)
+
+
+def test_constant_cells_are_left_out_and_counted() -> None:
+    values = np.random.default_rng(0).uniform(1, 2, (4, 2, 3))
+    whole = variation(curves(values))["cell_cv"]
+    values[2, 1, 0] = 0
+    values[0, 0, 2] = np.inf
+    found = variation(curves(values))
+    assert found["cells"].item() == 4 and found["cells_left_out"].item() == 2
+    kept = found["cell_cv"].notnull()
+    assert int(kept.sum()) == 4
+    np.testing.assert_allclose(found["cv"].item(), whole.where(kept).mean().item())
+
+
+def test_variation_of_one_prompt_is_refused() -> None:
+    with pytest.raises(ValueError, match="two prompts"):
+        variation(curves(np.ones((1, 2, 3))))

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from dit_formats.errors import PromptError
+from dit_formats.prompts import read_prompts
+
+COCO = {
+    "images": [{"id": 9}, {"id": 4}, {"id": 5}],
+    "annotations": [
+        {"id": 3, "image_id": 4, "caption": "second of four"},
+        {"id": 2, "image_id": 4, "caption": " first of four "},
+        {"id": 1, "image_id": 9, "caption": "nine"},
+    ],
+}
+
+FILES = {
+    "a.txt": ("one\n\n  two \n", ["one", "two"]),
+    "a.csv": ('id,Prompt\n1,one\n2,"two, and a half"\n', ["one", "two, and a half"]),
+    "a.jsonl": ('"one"\n{"prompt": "two"}\n', ["one", "two"]),
+    "a.json": (json.dumps(COCO), ["nine", "first of four"]),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_file_gives_its_prompts(tmp_path: Path, name: str) -> None:
+    text, prompts = FILES[name]
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    assert read_prompts(str(tmp_path / name)) == prompts
+
+
+def test_text_is_a_prompt() -> None:
+    assert read_prompts("a cat, v1.5 style") == ["a cat, v1.5 style"]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_missing_file_is_no_prompt(name: str) -> None:
+    with pytest.raises(FileNotFoundError, match="no such prompt file"):
+        read_prompts(f"nowhere/{name}")
+
+
+@pytest.mark.parametrize("text", ["", "\n \n"])
+def test_empty_file_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "empty.txt"
+    path.write_text(text)
+    with pytest.raises(PromptError, match="holds no prompts"):
+        read_prompts(str(path))
+
+
+def test_empty_text_is_refused() -> None:
+    with pytest.raises(PromptError, match="empty"):
+        read_prompts(" ")
+
+
+@pytest.mark.parametrize(("name", "text"), [
+    ("a.csv", "text\nhello\n"),
+    ("a.jsonl", "{broken\n"),
+    ("a.jsonl", '{"text": "no prompt"}\n'),
+    ("a.json", "[]"),
+    ("a.json", '{"images": []}'),
+])  # fmt: skip
+def test_wrong_content_is_refused_with_the_file_named(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(PromptError, match=name):
+        read_prompts(str(tmp_path / name))
+
+
+def test_binary_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"\xff\xfe\x00\xd8")
+    with pytest.raises(PromptError, match="a.txt"):
+        read_prompts(str(tmp_path / "a.txt"))

@@ -1,0 +1,272 @@
+"""Recording real pipelines; what is captured where is checked against hooks of the test's own."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from pathlib import Path
+from typing import Any
+
+import dit_tracer
+import numpy as np
+import pytest
+import torch
+from dit_formats import TraceError, open_trace
+from dit_formats.errors import ConflictError
+from dit_tracer.recording.settings import Sample
+
+EVERYTHING = Sample(latent=10**9, text=10**9)
+
+
+def outputs_of(module: torch.nn.Module, seen: list[torch.Tensor]) -> Any:
+    def hook(module: torch.nn.Module, args: Any, output: Any) -> None:
+        parts = output if isinstance(output, tuple) else (output,)
+        seen.append(torch.cat([part.reshape(len(part), -1) for part in parts], 1).clone())
+
+    return module.register_forward_hook(hook)
+
+
+def test_latents_are_equal_to_the_bit_and_everything_is_undone(gold: Any, tmp_path: Path) -> None:
+    pipeline = gold.pipeline
+    before = dict(vars(torch.nn.functional)), vars(type(pipeline)).get("__call__"), vars(type(pipeline.scheduler)).get("step")
+    untraced = gold.generate(0)
+    with dit_tracer.record(pipeline, tmp_path / "a.trace") as recorder:
+        with recorder.prompt("a"):
+            traced = gold.generate(0)
+        signature = inspect.signature(pipeline.scheduler.step)
+    assert torch.equal(traced, untraced)
+    assert torch.equal(gold.generate(0), untraced)
+    assert before == (
+        dict(vars(torch.nn.functional)), vars(type(pipeline)).get("__call__"), vars(type(pipeline.scheduler)).get("step")
+    )  # fmt: skip
+    assert signature == inspect.signature(pipeline.scheduler.step), "pipelines look at this signature"
+    hooks = [m for m in pipeline.transformer.modules() if m._forward_hooks or m._forward_pre_hooks]
+    assert hooks == []
+
+
+def test_everything_is_undone_after_an_error(flux: Any, tmp_path: Path) -> None:
+    original = torch.nn.functional.scaled_dot_product_attention
+    with pytest.raises(ZeroDivisionError), dit_tracer.record(flux.pipeline, tmp_path / "a.trace") as recorder:
+        with recorder.prompt("a"):
+            raise ZeroDivisionError
+    assert torch.nn.functional.scaled_dot_product_attention is original
+    assert [path.suffix for path in (tmp_path / "a.trace").iterdir()] == [".failed"]
+
+
+def test_joint_layer_is_split_into_streams(flux: Any, tmp_path: Path) -> None:
+    """FLUX double block: V is to_v of the latent and add_v_proj of the text tokens, A what the module returns."""
+    attention = flux.pipeline.transformer.transformer_blocks[1].attn
+    expected: dict[str, list[torch.Tensor]] = {"to_v": [], "add_v_proj": [], "out": []}
+    hooks = [outputs_of(getattr(attention, name), expected[name]) for name in ("to_v", "add_v_proj")]
+    hooks.append(outputs_of(attention, expected["out"]))
+    with dit_tracer.record(flux.pipeline, tmp_path / "a.trace", sample=EVERYTHING) as recorder, recorder.prompt("a"):
+        flux.generate(0)
+    for hook in hooks:
+        hook.remove()
+    with open_trace(tmp_path / "a.trace") as trace:
+        layer = [layer.name for layer in trace.layers].index("transformer.transformer_blocks.1.attn")
+        assert trace.layers[layer].type == "joint"
+        latent, text = (trace.samples(stream, 0)[0][:, layer] for stream in ("latent", "text"))
+        assert trace.geometry("latent", "num_tokens")[:, layer].tolist() == [48] * 3
+        assert trace.geometry("text", "num_tokens")[:, layer].tolist() == [7] * 3
+    for step in range(10):
+        assert np.array_equal(kept(latent[1], step), expected["to_v"][step].flatten())
+        assert np.array_equal(kept(text[1], step), expected["add_v_proj"][step].flatten())
+        whole = np.concatenate([kept(latent[2], step), kept(text[2], step)])
+        assert np.array_equal(whole, expected["out"][step].flatten())
+
+
+def test_single_layer_is_split_text_first(flux: Any, tmp_path: Path) -> None:
+    attention = flux.pipeline.transformer.single_transformer_blocks[0].attn
+    seen: list[torch.Tensor] = []
+    hook = outputs_of(attention.to_v, seen)
+    with dit_tracer.record(flux.pipeline, tmp_path / "a.trace", sample=EVERYTHING) as recorder, recorder.prompt("a"):
+        flux.generate(0)
+    hook.remove()
+    with open_trace(tmp_path / "a.trace") as trace:
+        assert trace.layers[2].type == "single"
+        parts = [kept(trace.samples(stream, 0)[0][1, 2], 4) for stream in ("text", "latent")]
+    assert np.array_equal(np.concatenate(parts), seen[4].flatten())
+
+
+def test_cross_attention_belongs_to_text_and_latent(pixart: Any, tmp_path: Path) -> None:
+    with dit_tracer.record(pixart.pipeline, tmp_path / "a.trace") as recorder, recorder.prompt("a"):
+        pixart.generate(0)
+    with open_trace(tmp_path / "a.trace") as trace:
+        types = [layer.type for layer in trace.layers]
+        assert types == ["self", "cross"] * 4
+        seen = {stream: trace.geometry(stream, "recorded")[0, :, :, 0] for stream in trace.streams}
+    assert seen["latent"].tolist() == [[1, 0] * 4, [1, 0] * 4, [1, 1] * 4]
+    assert seen["text"].tolist() == [[0, 1] * 4, [0, 1] * 4, [0, 0] * 4]
+
+
+def test_batched_guidance_is_split_into_branches(pixart: Any, tmp_path: Path) -> None:
+    """The batch is [negative, positive]; each half gets its own name."""
+    attention = pixart.pipeline.transformer.transformer_blocks[2].attn1
+    seen: list[torch.Tensor] = []
+    hook = outputs_of(attention.to_k, seen)
+    with dit_tracer.record(pixart.pipeline, tmp_path / "a.trace", sample=EVERYTHING) as recorder, recorder.prompt("a"):
+        pixart.generate(0)
+    hook.remove()
+    with open_trace(tmp_path / "a.trace") as trace:
+        assert trace.branches("latent") == ("cond", "uncond")
+        samples = trace.samples("latent", 0)[:, 0, 4]
+        sums = trace.step_sums("latent")[0, :, 0, 4, 0]
+    for step in range(10):
+        uncond, cond = seen[step].double()
+        assert np.array_equal(kept(samples[0], step), cond.flatten())
+        assert np.array_equal(kept(samples[1], step), uncond.flatten())
+        np.testing.assert_allclose(sums[:, step], [cond.abs().sum(), uncond.abs().sum()], rtol=1e-9)
+
+
+def test_model_without_guidance_has_cond_alone(pixart: Any, tmp_path: Path) -> None:
+    with dit_tracer.record(pixart.pipeline, tmp_path / "a.trace") as recorder, recorder.prompt("a"):
+        pixart.generate(0, guidance_scale=1.0)
+    with open_trace(tmp_path / "a.trace") as trace:
+        assert trace.branches("latent") == ("cond",)
+
+
+def test_sequential_guidance_takes_the_names_of_the_pipeline(flux: Any, tmp_path: Path) -> None:
+    """FLUX with true guidance calls its transformer twice a step."""
+    negative = {
+        f"negative_{name}": 0.5 * flux.tensors[f"p0.in.{name}"] for name in ("prompt_embeds", "pooled_prompt_embeds")
+    }
+    with dit_tracer.record(flux.pipeline, tmp_path / "a.trace") as recorder, recorder.prompt("a"):
+        traced = flux.generate(0, true_cfg_scale=3.0, num_inference_steps=4, **negative)
+    assert torch.equal(traced, flux.generate(0, true_cfg_scale=3.0, num_inference_steps=4, **negative))
+    with open_trace(tmp_path / "a.trace") as trace:
+        assert trace.branches("latent") == ("cond", "uncond")
+        assert trace.geometry("latent", "recorded").all()
+        sums = trace.step_sums("latent")[0]
+    assert not np.allclose(sums[0], sums[1])
+
+
+def test_several_images_are_several_prompts(flux: Any, tmp_path: Path) -> None:
+    from diffusers.utils.torch_utils import randn_tensor
+
+    tensors = dict(flux.tensors)
+    shape = tensors.pop("p0.in.latents").shape
+    flux.tensors.clear()
+    flux.tensors.update(tensors)
+    noise = randn_tensor((2, *shape[1:]), generator=torch.Generator().manual_seed(0))
+    with dit_tracer.record(flux.pipeline, tmp_path / "a.trace") as recorder:
+        with recorder.prompt("a", seed=5):
+            flux.generate(0, num_images_per_prompt=2, latents=noise, num_inference_steps=3)
+        assert recorder.has("a", 5, 1)
+    with open_trace(tmp_path / "a.trace") as trace:
+        assert [(p.index, p.seed, p.image) for p in trace.prompts] == [(0, 5, 0), (1, 5, 1)]
+        assert not np.array_equal(trace.samples("latent", 0), trace.samples("latent", 1))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_values_are_kept_exactly(flux: Any, tmp_path: Path, dtype: torch.dtype) -> None:
+    flux.pipeline.to(dtype)
+    flux.tensors.update({name: value.to(dtype) for name, value in flux.tensors.items()})
+    seen: list[torch.Tensor] = []
+    hook = outputs_of(flux.pipeline.transformer.transformer_blocks[0].attn.to_v, seen)
+    with dit_tracer.record(flux.pipeline, tmp_path / "a.trace", sample=EVERYTHING) as recorder, recorder.prompt("a"):
+        flux.generate(0, num_inference_steps=3)
+    hook.remove()
+    with open_trace(tmp_path / "a.trace") as trace:
+        assert trace.source_dtype("latent") == str(dtype).removeprefix("torch.")
+        assert trace.run.settings["dtype"] == trace.source_dtype("latent")
+        assert np.array_equal(kept(trace.samples("latent", 0)[0, 1, 0], 2), seen[2].float().flatten())
+
+
+def test_chosen_attention_backend_is_put_back(flux: Any, tmp_path: Path) -> None:
+    from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
+
+    flux.pipeline.transformer.set_attention_backend("_native_math")
+    try:
+        with dit_tracer.record(flux.pipeline, tmp_path / "a.trace") as recorder, recorder.prompt("a"):
+            flux.generate(0, num_inference_steps=2)
+        assert _AttentionBackendRegistry._active_backend == AttentionBackendName._NATIVE_MATH
+        assert flux.pipeline.transformer.transformer_blocks[0].attn.processor._attention_backend == "_native_math"
+    finally:
+        flux.pipeline.transformer.set_attention_backend("native")
+
+
+def test_run_tells_how_to_repeat_it(flux: Any, tmp_path: Path) -> None:
+    with dit_tracer.record(flux.pipeline, tmp_path / "a.trace", model="gold-flux") as recorder, recorder.prompt("a", 7):
+        flux.generate(0, num_inference_steps=3)
+    with open_trace(tmp_path / "a.trace") as trace:
+        settings, made = trace.run.settings, trace.run.provenance
+        assert trace.prompts[0].seed == 7
+    assert settings["model"] == "gold-flux"
+    assert settings["scheduler"]["class"] == "FlowMatchEulerDiscreteScheduler"
+    assert settings["scheduler"]["config"]["shift"] == 3.0
+    assert settings["transformers"]["transformer"]["config"]["num_single_layers"] == 3
+    assert settings["call"]["num_inference_steps"] == 3 and settings["call"]["guidance_scale"] == 3.5
+    assert made["versions"]["torch"] == torch.__version__
+
+
+def test_trace_grows_by_prompts_of_the_same_settings(flux: Any, tmp_path: Path) -> None:
+    for prompt in range(2):
+        with dit_tracer.record(flux.pipeline, tmp_path / "a.trace") as recorder, recorder.prompt(f"p{prompt}"):
+            flux.generate(prompt, num_inference_steps=2)
+    with dit_tracer.record(flux.pipeline, tmp_path / "a.trace") as recorder:
+        assert recorder.has("p1") and not recorder.has("p2") and not recorder.has("p1", seed=1)
+        with pytest.raises(ConflictError, match="already"), recorder.prompt("p0"):
+            flux.generate(0, num_inference_steps=2)
+    with open_trace(tmp_path / "a.trace") as trace:
+        assert [prompt.text for prompt in trace.prompts] == ["p0", "p1"]
+
+
+def test_other_settings_are_refused_by_name_before_any_step(flux: Any, tmp_path: Path) -> None:
+    path = tmp_path / "a.trace"
+    with dit_tracer.record(flux.pipeline, path) as recorder, recorder.prompt("a"):
+        flux.generate(0, num_inference_steps=2)
+    steps: list[torch.Tensor] = []
+    hook = outputs_of(flux.pipeline.transformer.x_embedder, steps)
+    with pytest.raises(ConflictError, match="call.num_inference_steps: 2 in the trace, 3 now"):
+        with dit_tracer.record(flux.pipeline, path) as recorder, recorder.prompt("b"):
+            flux.generate(0, num_inference_steps=3)
+    hook.remove()
+    assert steps == []
+    with pytest.raises(ConflictError, match="sample.latent: 4096 in the trace, 5 now"):
+        dit_tracer.record(flux.pipeline, path, sample=Sample(latent=5))
+    flux.pipeline.scheduler = type(flux.pipeline.scheduler)(shift=1.0)
+    with pytest.raises(ConflictError, match="scheduler.config.shift: 3.0 in the trace, 1.0 now"):
+        dit_tracer.record(flux.pipeline, path)
+
+
+def test_something_else_at_the_output_is_left_alone(flux: Any, tmp_path: Path) -> None:
+    file = tmp_path / "notes.txt"
+    file.write_text("precious")
+    with pytest.raises(ConflictError, match="is not a trace"):
+        dit_tracer.record(flux.pipeline, file)
+    with pytest.raises(ConflictError, match="notes.txt"):
+        dit_tracer.record(flux.pipeline, tmp_path)
+    assert file.read_text() == "precious" and os.listdir(tmp_path) == ["notes.txt"]
+
+
+def test_block_without_a_generation_is_refused(flux: Any, tmp_path: Path) -> None:
+    with dit_tracer.record(flux.pipeline, tmp_path / "a.trace") as recorder:
+        with pytest.raises(TraceError, match="nothing was recorded"), recorder.prompt("a"):
+            pass
+        with pytest.raises(TraceError, match="one generation per prompt"), recorder.prompt("b"):
+            flux.generate(0, num_inference_steps=2)
+            flux.generate(1, num_inference_steps=2)
+
+
+def test_generations_outside_of_a_prompt_are_not_recorded(flux: Any, tmp_path: Path) -> None:
+    with dit_tracer.record(flux.pipeline, tmp_path / "a.trace") as recorder:
+        flux.generate(0, num_inference_steps=3)
+        with recorder.prompt("a"):
+            flux.generate(0, num_inference_steps=2)
+    with open_trace(tmp_path / "a.trace") as trace:
+        assert trace.num_steps == 2
+
+
+def test_pipeline_without_transformer_is_refused(tmp_path: Path) -> None:
+    class Pipeline:
+        components: dict[str, object] = {}
+
+    with pytest.raises(ValueError, match="has no transformer"):
+        dit_tracer.record(Pipeline(), tmp_path / "a.trace")
+
+
+def kept(samples: Any, step: int) -> Any:
+    """Stored values (position, step) of one step; padding is left out."""
+    values = samples[:, step]
+    return values[~np.isnan(values)]
