@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,8 +45,9 @@ def run(
         TraceError: There is something else at `path`, or a trace of other settings.
     """
     existing_trace(path)
-    outcome = Outcome()
     pipeline = load()
+    _check_arguments(pipeline, call)
+    outcome = Outcome()
     with Recorder(pipeline, path, model, sample, num_prompts=len(prompts)) as recorder:
         missing = [(index, text) for index, text in enumerate(prompts) if not recorder.has(text, seed)]
         outcome.present = len(prompts) - len(missing)
@@ -55,6 +57,16 @@ def run(
                 with recorder.prompt(text, seed, index):
                     pipeline(prompt=text, generator=generator, output_type="latent", **call)
                 outcome.traced += 1
-            except RuntimeError as error:  # out of memory, say; a wrong argument would fail for every prompt
-                outcome.failures.append(f"{text!r} failed: {str(error).splitlines()[0]}; run the same command to try again")
+            except (RuntimeError, ValueError, TypeError) as error:
+                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+                outcome.failures.append(f"{text!r} failed: {reason}; {path} has a note, run the same command to try again")
+                if not outcome.traced + outcome.present:
+                    break  # what the very first prompt cannot do, the others can hardly
     return outcome
+
+
+def _check_arguments(pipeline: Any, call: dict[str, Any]) -> None:
+    known = inspect.signature(type(pipeline).__call__).parameters
+    for name in call:
+        if name not in known:
+            raise LookupError(f"{type(pipeline).__name__} has no argument {name!r}; it has {', '.join(list(known)[1:])}")

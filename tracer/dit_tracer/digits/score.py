@@ -184,7 +184,8 @@ def _load(folder: Path) -> DiffusionPipeline:
             raise click.ClickException(f"{folder}: holds a {found}; expected a FluxPipeline or a PixArtAlphaPipeline")
         return DiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
     except (OSError, ValueError) as error:
-        raise click.ClickException(f"{folder}: not a readable diffusers folder: {' '.join(str(error).split())}") from error
+        reason = " ".join(str(error).split())
+        raise click.ClickException(f"{folder}: not a readable diffusers folder: {reason}") from error
 
 
 @click.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -103,9 +104,9 @@ class Recorder:
         try:
             yield
             self._write(prompt, self._generation)
-        except Exception as error:
+        except Exception:
             self.path.mkdir(parents=True, exist_ok=True)
-            write_failure(self.path, prompt, f"{type(error).__name__}: {error}")
+            write_failure(self.path, prompt, traceback.format_exc())
             raise
         finally:
             self._generation = None
