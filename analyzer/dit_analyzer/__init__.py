@@ -1,5 +1,7 @@
 """Turns traces into numbers and figures. Runs anywhere and never imports torch.
 
+Example:
+
     with dit_formats.open_trace("flux.trace") as trace:
         ds = dit_analyzer.distances(trace)
         dit_analyzer.paper_view(ds)["l1"].mean("prompt")

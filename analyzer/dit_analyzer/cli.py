@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import click
-from dit_formats.console import Program, harmless, plural
+from dit_formats.console import Program, harmless
 
 TRACES = click.argument("traces", nargs=-1, required=True, type=click.Path(path_type=Path))
 

@@ -1,5 +1,7 @@
 """What a trace file is: write, read, check. Knows numpy and h5py, nothing else.
 
+Example:
+
     with dit_formats.open_trace("flux.trace") as trace:
         trace.layers, trace.prompts, trace.run
 """

@@ -90,7 +90,7 @@ class ShardFile:
         with self._guarded(""):
             name = self._text_attribute(self._file, "format") if "format" in self._file.attrs else None
             if name != schema.FORMAT:
-                raise TraceError(f"{self.path}: not a trace (an HDF5 file without format \"{schema.FORMAT}\")")
+                raise TraceError(f'{self.path}: not a trace (an HDF5 file without format "{schema.FORMAT}")')
             major = self._int_attribute(self._file, "format_major")
             if major != schema.MAJOR:
                 raise TraceError(
@@ -243,7 +243,7 @@ class ShardFile:
     # Errors ------------------------------------------------------------------
 
     def _refuse(self, where: str, why: str) -> None:
-        raise TraceError(f"{self.path}: {where}: {why}; take this file from its source again, or trace the prompt again")
+        raise TraceError(f"{self.path}: {where}: {why}; copy the file from its source again or trace its prompt anew")
 
     @contextmanager
     def _guarded(self, where: str) -> Iterator[None]:

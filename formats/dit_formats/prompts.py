@@ -30,7 +30,8 @@ def read_prompts(source: str) -> list[str]:
     try:
         prompts = [text for text in map(str.strip, reader(path)) if text]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise PromptError(f"{path}: not a {path.suffix} file of prompts ({error}); one prompt a line in a .txt always works") from error
+        what = f"{path}: not a {path.suffix} file of prompts ({error})"
+        raise PromptError(f"{what}; a .txt with one prompt a line always works") from error
     if not prompts:
         raise PromptError(f"{path}: holds no prompts; write one a line")
     return prompts

@@ -150,12 +150,9 @@ def _ordered_rows(shards: list[ShardFile]) -> list[tuple[ShardFile, int]]:
 def _same_trace(first: ShardFile, other: ShardFile) -> None:
     """Refuse shards that were made in different ways."""
     fields = schema.differences(first.run.settings, other.run.settings)
-    fields += [
-        name for name in ("layers", "streams") if getattr(first, name) != getattr(other, name)
-    ] + [
+    fields += [name for name in ("layers", "streams") if getattr(first, name) != getattr(other, name)] + [
         name for name in ("timesteps", "sigmas") if not np.array_equal(getattr(first, name), getattr(other, name))
     ]
     if fields:
-        raise TraceError(
-            f"{other.path}: made with other settings than {first.path.name} ({'; '.join(fields)}); keep them in two folders"
-        )
+        what = f"{other.path}: made with other settings than {first.path.name}"
+        raise TraceError(f"{what} ({'; '.join(fields)}); keep them in two folders")

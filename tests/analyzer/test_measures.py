@@ -50,7 +50,8 @@ def test_axes_are_labelled(ds: xr.Dataset) -> None:
 
 def test_what_was_not_recorded_is_nan(ds: xr.Dataset) -> None:
     l1 = ds["l1"]
-    assert l1.sel(stream="text", layer=0).isnull().all() and l1.sel(stream="latent", layer=1, kind=["k", "v"]).isnull().all()
+    assert l1.sel(stream="text", layer=0).isnull().all()
+    assert l1.sel(stream="latent", layer=1, kind=["k", "v"]).isnull().all()
     assert l1.sel(stream="latent", layer=0).notnull().all() and l1.sel(stream="text", layer=1, kind="k").notnull().all()
 
 
@@ -125,6 +126,17 @@ def test_paper_view_joins_streams_of_single_layers_by_size() -> None:
     assert view["text_l1"].sel(layer=1).isnull().all()
 
 
+def test_paper_view_does_not_hide_a_lost_part() -> None:
+    ds = view_input(["joint", "single"], l1={"latent": 2.0, "text": 8.0}, count={"latent": 30, "text": 10})
+    ds["l1"][0, 0, 1, 0, :, 1] = np.nan
+    ds["count"][0, 0, 1, 0, :, 1] = 0
+    view = paper_view(ds)
+    assert view["l1"].sel(layer=0).values.flatten().tolist() == [2, 2]
+    assert view["l1"].sel(layer=1, transition=0).item() == 3.5
+    assert np.isnan(view["l1"].sel(layer=1, transition=1).item())
+    assert np.isnan(view["text_l1"].sel(layer=0, transition=1).item())
+
+
 def test_paper_view_lists_spatial_layers_before_temporal_ones() -> None:
     ds = view_input(["spatial", "temporal", "cross", "spatial", "temporal"], l1={"latent": 1.0}, count={"latent": 1})
     assert paper_view(ds).layer.values.tolist() == [0, 3, 1, 4]
@@ -140,7 +152,7 @@ def view_input(types: list[str], l1: dict[str, float], count: dict[str, float]) 
 
     variables = {"l1": filled(l1), "rms": filled(l1), "size": filled(l1), "count": filled(count)}
     coordinates = {
-        "branch": ["cond"], "stream": streams, "kind": ["k"], "layer": range(len(types)),
+        "branch": ["cond"], "stream": streams, "kind": ["k"], "layer": range(len(types)), "transition": range(2),
         "layer_type": ("layer", types), "layer_name": ("layer", types),
     }  # fmt: skip
     return xr.Dataset(variables, coordinates)

@@ -123,7 +123,9 @@ REFUSED: dict[str, tuple[Mutation, str]] = {
     ),
     "other chunks": (replace("latent", "weight", chunks=(1, 1, 1), shuffle=True, compression="gzip"), "chunks"),
     "integers": (
-        replace("latent", "weight", data=np.zeros((3, 2, 12), "i4"), chunks=(3, 2, 12), shuffle=True, compression="gzip"),
+        replace(
+            "latent", "weight", data=np.zeros((3, 2, 12), "i4"), chunks=(3, 2, 12), shuffle=True, compression="gzip"
+        ),
         "not of type f8",
     ),
     "other length": (

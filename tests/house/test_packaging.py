@@ -20,7 +20,9 @@ def options() -> configparser.ConfigParser:
 
 def test_every_package_is_listed(options: configparser.ConfigParser) -> None:
     found = {
-        ".".join(init.parent.relative_to(ROOT / room).parts) for room in ROOMS for init in (ROOT / room).rglob("__init__.py")
+        ".".join(init.parent.relative_to(ROOT / room).parts)
+        for room in ROOMS
+        for init in (ROOT / room).rglob("__init__.py")
     }
     assert set(options["options"]["packages"].split()) == found
 

@@ -47,7 +47,9 @@ def test_file_imports_what_its_room_may_know(file: Path) -> None:
 
 @pytest.mark.parametrize("room", ["formats", "analyzer"])
 def test_room_never_loads_torch(room: str) -> None:
-    names = [".".join(f.relative_to(ROOT / room).with_suffix("").parts).removesuffix(".__init__") for f in modules(room)]
+    names = [
+        ".".join(f.relative_to(ROOT / room).with_suffix("").parts).removesuffix(".__init__") for f in modules(room)
+    ]
     code = f"import importlib, sys\nfor name in {names!r}: importlib.import_module(name)\n"
     code += f"print([name for name in {HEAVY!r} + ('dit_tracer',) if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

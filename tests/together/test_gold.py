@@ -1,7 +1,7 @@
 """Every number that the paper's own recorder measured, through record, distances and paper_view.
 
-`data/gold` holds tiny FLUX and PixArt-Alpha pipelines and those numbers (made with DiTCacheAnalysis 457c316 on diffusers
-0.31, float32, one thread; see its README). FLUX differs a little by the rounding of sigmas in that diffusers.
+`data/gold` holds tiny FLUX and PixArt-Alpha pipelines and those numbers, made with DiTCacheAnalysis 457c316 on
+diffusers 0.31 in float32 (see its README). FLUX differs a little by the rounding of sigmas in that diffusers.
 """
 
 from __future__ import annotations

@@ -1,5 +1,7 @@
 """Runs a diffusion pipeline and records its attention activations. The only room that knows torch and diffusers.
 
+Example:
+
     with dit_tracer.record(pipe, "flux.trace") as recorder:
         with recorder.prompt(text, seed=42):
             pipe(text, generator=torch.Generator().manual_seed(42))

@@ -12,7 +12,7 @@ from dit_formats.console import Program, plural
 if TYPE_CHECKING:
     from dit_tracer.models.catalog import Model
 
-NEEDS = "tracing needs torch and diffusers, and {} is not installed; pip install \"ditscope[trace]\""
+NEEDS = 'tracing needs torch and diffusers, and {} is not installed; pip install "ditscope[trace]"'
 
 
 @click.group(cls=Program, name="dit-trace", context_settings={"help_option_names": ["-h", "--help"]})
@@ -26,14 +26,16 @@ def main() -> None:
 
 @main.command()
 @click.argument("model")
-@click.option("-p", "--prompts", help="A text, or a .txt, .csv, .jsonl or COCO .json file.  [default: built-in captions]")
-@click.option("-n", "--limit", type=click.IntRange(min=1), help="Trace the first N prompts.  [default: all; 16 if built in]")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder of the trace.  [default: MODEL-STEPSs.trace]")
+@click.option("-p", "--prompts", help="A text, or a .txt, .csv, .jsonl or COCO .json file.  [default: built in]")
+@click.option("-n", "--limit", type=click.IntRange(min=1), help="The first N prompts.  [default: all; 16 if built in]")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder to write.  [default: MODEL-STEPSs.trace]")
 @click.option("--steps", type=click.IntRange(min=1), help="Diffusion steps.  [default: the model's]")
 @click.option("--seed", type=int, default=42, show_default=True, help="Seed of the noise, the same for every prompt.")
 @click.option("--guidance-scale", type=float, help="Strength of guidance; 1 for none.  [default: the model's]")
 @click.option("--pipeline-kwargs", default="{}", help="Further arguments of the pipeline, as JSON.")
-@click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), help="[default: bfloat16, float32 on a CPU]")
+@click.option(
+    "--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), help="[default: bfloat16; float32 on CPUs]"
+)
 @click.option("--device", help="Where to run, as torch names it.  [default: cuda if there is one, else cpu]")
 @click.option("--sample", type=click.IntRange(min=0), default=4096, show_default=True,
               help="Values kept of each activation, a quarter of that for text; 0 for statistics only.")  # fmt: skip

@@ -59,7 +59,7 @@ def run(
                 outcome.traced += 1
             except (RuntimeError, ValueError, TypeError) as error:
                 reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-                outcome.failures.append(f"{text!r} failed: {reason}; {path} has a note, run the same command to try again")
+                outcome.failures.append(f"{text!r} failed: {reason}; {path} has a note; the same command tries again")
                 if not outcome.traced + outcome.present:
                     break  # what the very first prompt cannot do, the others can hardly
     return outcome
@@ -69,4 +69,5 @@ def _check_arguments(pipeline: Any, call: dict[str, Any]) -> None:
     known = inspect.signature(type(pipeline).__call__).parameters
     for name in call:
         if name not in known:
-            raise LookupError(f"{type(pipeline).__name__} has no argument {name!r}; it has {', '.join(list(known)[1:])}")
+            what = f"{type(pipeline).__name__} has no argument {name!r}"
+            raise LookupError(f"{what}; it has {', '.join(list(known)[1:])}")

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 AXES = ("prompt", "branch", "stream", "kind", "layer", "transition")
 
 Means = dict[str, NDArray[np.float64]]
-"""Means over elements, each (prompt, branch, kind, layer, transition): abs_diff, square_diff, product, and of step t
-(abs, square) and step t + lag (next_square); count of elements; with samples also se, the standard error of abs_diff."""
+"""Means over elements, each (prompt, branch, kind, layer, transition): abs_diff, square_diff and product; of step t abs
+and square, of step t + lag next_square; count of elements; from samples also se, the standard error of abs_diff."""
 
 
 def distances(trace: Trace, *, source: str = "exact", lag: int = 1) -> xr.Dataset:
@@ -43,7 +43,8 @@ def distances(trace: Trace, *, source: str = "exact", lag: int = 1) -> xr.Datase
     by_stream = {stream: read(trace, stream, lag) for stream in trace.streams}
     branches = tuple(dict.fromkeys(b for stream in trace.streams for b in trace.branches(stream)))
     kinds = trace.kinds(trace.streams[0])
-    shape = (len(trace.prompts), len(branches), len(trace.streams), len(kinds), len(trace.layers), trace.num_steps - lag)
+    lengths = map(len, (trace.prompts, branches, trace.streams, kinds, trace.layers))
+    shape = (*lengths, trace.num_steps - lag)
     means: Means = {name: np.full(shape, np.nan) for name in next(iter(by_stream.values()))}
     for place, (stream, values) in enumerate(by_stream.items()):
         rows = [branches.index(branch) for branch in trace.branches(stream)]
@@ -176,7 +177,8 @@ def _dataset(
         "timestep": ("transition", trace.timesteps[:-lag]),
         "sigma": ("transition", trace.sigmas[:-lag]),
     }
-    attributes = {"source": source, "lag": lag, "num_steps": trace.num_steps, "model": trace.run.settings.get("model", "")}
+    model = str(trace.run.settings.get("model", ""))
+    attributes = {"model": model, "num_steps": trace.num_steps, "source": source, "lag": lag}
     return xr.Dataset({name: (AXES, values) for name, values in variables.items()}, coordinates, attributes)
 
 

@@ -51,11 +51,15 @@ def _layers(ds: xr.Dataset) -> list[int]:
 
 
 def _join(ds: xr.Dataset, wanted: xr.DataArray) -> dict[str, xr.DataArray]:
-    """One tensor of all branches and of the streams that are wanted, (prompt, kind, layer, transition)."""
+    """One tensor of all branches and of the streams that are wanted, (prompt, kind, layer, transition).
+
+    Where a part was recorded but has no finite value, neither has the whole.
+    """
     count = ds["count"].where(wanted)
     axes = ("branch", "stream")
     total = count.sum(axes)
-    total = total.where(total > 0)
+    lost = (count.notnull() & ds["l1"].isnull()).any(axes)
+    total = total.where((total > 0) & ~lost)
     l1 = (ds["l1"] * count).sum(axes) / total
     square = (ds["rms"] ** 2 * count).sum(axes) / total
     size = (ds["size"] * count).sum(axes) / total

@@ -28,7 +28,6 @@ STYLE = {
     "font.size": 8,
     "axes.titlesize": 8,
     "axes.titlepad": 3,
-    "axes.linewidth": 0.6,
     "lines.linewidth": 1.1,
     "lines.markersize": 3,
     "figure.titlesize": 10,
@@ -40,8 +39,7 @@ STYLE = {
 }
 SIZE = "mean |Δ| (L1)"
 STEPS = "steps counted down as in the paper (arXiv 2411.13588)"
-UNSIGNED = {"pdf": {"CreationDate": None, "Creator": None, "Producer": None}, "png": {"Software": None}}
-"""Metadata without date and version, so that the same figure gives the same bytes."""
+UNDATED = {"pdf": {"CreationDate": None, "Creator": None, "Producer": None}, "png": {"Software": None}}
 
 
 def redundancy(view: xr.Dataset, title: str) -> Figure:
@@ -56,16 +54,13 @@ def redundancy(view: xr.Dataset, title: str) -> Figure:
     rows, columns = _grid(layers)
     with matplotlib.rc_context(STYLE):
         figure = Figure((0.8 + 1.5 * max(columns, 3), 0.9 + 1.15 * max(rows, 2)), layout="constrained")
-        # Limits by hand: shared axes ask all their siblings at every curve, which takes seconds for FLUX's 57 layers.
-        panels = figure.subplots(rows, columns, squeeze=False).ravel()
-        for layer, panel in enumerate(panels[:layers]):
+        for layer in range(layers):
+            panel = figure.add_subplot(rows, columns, layer + 1)
             _draw(panel, l1.isel(layer=layer), curves.isel(layer=layer), _counted_down(view))
-            panel.set(yscale="log", ylim=(low * 0.85, high / 0.85))
+            panel.set(yscale="log", ylim=(low * 0.85, high / 0.85))  # sharey costs seconds for FLUX's 57 layers
             _log_ticks(panel.yaxis)
             _step_ticks(panel, view)
             panel.tick_params(labelleft=layer % columns == 0, labelbottom=layer >= layers - columns)
-        for panel in panels[layers:]:
-            panel.remove()
         _frame(figure, l1, title)
     return figure
 
@@ -76,14 +71,14 @@ def heatmap(view: xr.Dataset, title: str) -> Figure:
     Cells without a value, and cells that are 0 because nothing changed, are grey.
     """
     means = _curves(_l1(view))["mean"]
-    kinds, layers = means.sizes["kind"], means.sizes["layer"]
+    kinds, layers, _ = means.shape
     height = max(1.2, 0.115 * layers)  # a row has room for a line of text
     rows = range(0, layers, math.ceil(layers / 12))
     with matplotlib.rc_context(STYLE):
         figure = Figure((1.4 + 2.1 * max(kinds, 3), 0.8 + height), layout="constrained")
-        panels = figure.subplots(1, kinds, squeeze=False)[0]
+        panels = list(figure.subplots(1, kinds, squeeze=False)[0])
         norm = LogNorm(*_limits(means))
-        for panel, kind in zip(panels, means):
+        for panel, kind in zip(panels, means, strict=True):
             image = _image(panel, kind, norm, _counted_down(view))
             _step_ticks(panel, view)
             panel.set_yticks(rows, means.layer.values[rows])
@@ -100,10 +95,9 @@ def heatmap(view: xr.Dataset, title: str) -> Figure:
 def save(figure: Figure, stem: Path, *, force: bool = False) -> list[Path]:
     """Write `stem`.pdf and `stem`.png, the same bytes for the same figure, and return their paths.
 
-    Raises:
-        FileExistsError: One of them is there already; then neither is written.
+    Where one of them is there already, neither is written: FileExistsError.
     """
-    paths = [stem.with_name(f"{stem.name}.{ending}") for ending in UNSIGNED]
+    paths = [stem.with_name(f"{stem.name}.{ending}") for ending in UNDATED]
     for path in paths:
         if path.exists() and not force:
             raise FileExistsError(f"{path}: exists already; add --force to replace it")
@@ -111,7 +105,7 @@ def save(figure: Figure, stem: Path, *, force: bool = False) -> list[Path]:
     with matplotlib.rc_context(STYLE):
         figure.draw_without_rendering()
         figure.set_layout_engine("none")  # laying out takes longer than drawing, and once is enough
-        for path, metadata in zip(paths, UNSIGNED.values()):
+        for path, metadata in zip(paths, UNDATED.values(), strict=True):
             figure.savefig(path, dpi=150, metadata=metadata)
     return paths
 
@@ -182,7 +176,7 @@ def _frame(figure: Figure, l1: xr.DataArray, title: str) -> None:
 def _caption(view: xr.Dataset | xr.DataArray) -> str:
     """How to read the steps, and what was averaged."""
     prompts = view.sizes["prompt"]
-    return f"{STEPS}; " + ("one prompt" if prompts == 1 else f"mean of {prompts} prompts")
+    return f"{STEPS}; " + (f"mean of {prompts} prompts" if prompts > 1 else "one prompt")
 
 
 def _step_ticks(panel: Axes, view: xr.Dataset) -> None:

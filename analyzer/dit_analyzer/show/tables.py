@@ -124,7 +124,8 @@ def _rows(view: xr.Dataset, group: str) -> list[Row]:
         if not np.isfinite(curve).any() or not curve.any():
             continue
         cv = variation(one)["cv"].item() if one.sizes["prompt"] > 1 else float("nan")
-        rows.append(Row(kind, group, one.sizes["layer"], float(one["l1"].mean()), float(one["rel_l1"].mean()), cv, curve))
+        l1, rel_l1 = (one[name].mean().item() for name in ("l1", "rel_l1"))
+        rows.append(Row(kind, group, one.sizes["layer"], l1, rel_l1, cv, curve))
     return rows
 
 

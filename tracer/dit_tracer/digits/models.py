@@ -160,7 +160,7 @@ def _identity_autoencoder(squeeze: float = 64.0) -> AutoencoderTiny:
             first, last = convolutions[0], convolutions[-1]
             first.weight[:, :, 1, 1] = torch.cat([eye, -eye])
             last.weight[:, :, 1, 1] = torch.cat([eye, -eye], dim=1)
-        # The encoder first maps [-1, 1] to [0, 1] and, having no ReLU, doubles; the decoder last maps [0, 1] to [-1, 1].
+        # The encoder first maps [-1, 1] to [0, 1] and, having no ReLU, doubles; the decoder ends with the way back.
         enter, leave = vae.encoder.layers[-1], vae.decoder.layers[-1]
         enter.weight *= 1 / squeeze
         enter.bias -= 1 / squeeze

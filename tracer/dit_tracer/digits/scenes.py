@@ -8,12 +8,16 @@ CC BY 4.0, doi 10.24432/C50P49).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import product
+from itertools import combinations, product
 
 import numpy as np
 from numpy.typing import NDArray
+
+Hands = tuple[NDArray[np.float32], ...]
+"""Written digits: for each of zero to nine the ink of its writers, (writer, side, side) in [0, 1]."""
 
 SIDE = 16
 """Pixels along each edge of a scene."""
@@ -100,12 +104,12 @@ def random_scene(rng: np.random.Generator, pairs: float = 0.25) -> Scene:
     return Scene((_figure(rng, "small", first), _figure(rng, "small", second)), background)
 
 
-def draw(scene: Scene, rng: np.random.Generator) -> NDArray[np.float32]:
-    """Pixels of a scene, (3, 16, 16) in [0, 1], each digit in the hand of a random writer."""
+def draw(scene: Scene, rng: np.random.Generator, hands: Callable[[int], Hands] | None = None) -> NDArray[np.float32]:
+    """Pixels of a scene, (3, 16, 16) in [0, 1], each digit by a random one of the hands (by default all of them)."""
     image = np.full((3, SIDE, SIDE), BACKGROUNDS[scene.background], dtype=np.float32)
     for figure in scene.figures:
-        writers = handwriting(SIZES[figure.size])[figure.digit]
-        ink = writers[rng.integers(len(writers))]
+        written = (hands or handwriting)(SIZES[figure.size])[figure.digit]
+        ink = written[rng.integers(len(written))]
         (top, left), side = figure.corner, SIZES[figure.size]
         patch = image[:, top : top + side, left : left + side]
         patch += ink * (np.asarray(COLOURS[figure.colour], dtype=np.float32)[:, None, None] - patch)
@@ -113,8 +117,8 @@ def draw(scene: Scene, rng: np.random.Generator) -> NDArray[np.float32]:
 
 
 @lru_cache
-def handwriting(side: int) -> tuple[NDArray[np.float32], ...]:
-    """Ink of all written digits, per digit an array (writer, side, side) in [0, 1], enlarged bilinearly from 8x8."""
+def handwriting(side: int) -> Hands:
+    """Ink of all written digits, enlarged bilinearly from 8x8."""
     from sklearn.datasets import load_digits
 
     data = load_digits()
@@ -131,8 +135,11 @@ def _figure(rng: np.random.Generator, size: str, place: str) -> Figure:
 @lru_cache
 def _opposite_places() -> tuple[tuple[str, str], ...]:
     """Pairs of places whose small digits do not overlap, in reading order."""
-    apart = lambda a, b: max(abs(PLACES[a][0] - PLACES[b][0]), abs(PLACES[a][1] - PLACES[b][1])) == 2  # noqa: E731
-    return tuple((a, b) for i, a in enumerate(PLACES) for b in list(PLACES)[i + 1 :] if apart(a, b))
+    return tuple(
+        (a, b)
+        for a, b in combinations(PLACES, 2)
+        if max(abs(PLACES[a][0] - PLACES[b][0]), abs(PLACES[a][1] - PLACES[b][1])) == 2
+    )
 
 
 def _bilinear(old: int, new: int) -> NDArray[np.float32]:

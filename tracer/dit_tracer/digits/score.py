@@ -29,6 +29,7 @@ from dit_tracer.digits.scenes import (
     SIDE,
     SIZES,
     Figure,
+    Hands,
     Scene,
     draw,
     handwriting,
@@ -42,13 +43,6 @@ Picture = NDArray[np.float32]
 """Pixels of one image, (3, 16, 16) in [0, 1]."""
 
 
-class UnseenHands(np.random.Generator):
-    """A source of chance that makes `draw` take hands from the second half, which no reader has learned from."""
-
-    def integers(self, high: int) -> int:
-        return high - 1 - super().integers(high // 2)
-
-
 def asked_scenes(count: int, seed: int = 0) -> list[Scene]:
     """Scenes of one digit each, the digits in turn from zero to nine, all else at random."""
     rng = np.random.default_rng(seed)
@@ -58,8 +52,8 @@ def asked_scenes(count: int, seed: int = 0) -> list[Scene]:
 
 def real_pictures(scenes: Sequence[Scene], seed: int = 0) -> NDArray[np.float32]:
     """The scenes as they should look, (scene, 3, 16, 16), in unseen hands."""
-    rng = UnseenHands(np.random.PCG64(seed))
-    return np.stack([draw(scene, rng) for scene in scenes])
+    rng = np.random.default_rng(seed)
+    return np.stack([draw(scene, rng, _unseen_hands) for scene in scenes])
 
 
 def scores(pictures: NDArray[np.float32], scenes: Sequence[Scene]) -> dict[str, float]:
@@ -119,9 +113,13 @@ def _window(plane: NDArray[np.float32], figure: Figure) -> NDArray[np.float32]:
     return plane[top : top + side, left : left + side]
 
 
-def _known_hands(side: int) -> list[NDArray[np.float32]]:
-    """The half of the handwriting that `UnseenHands` leaves out, per digit (writer, side, side)."""
-    return [hands[: len(hands) - len(hands) // 2] for hands in handwriting(side)]
+def _known_hands(side: int) -> Hands:
+    """The half of the handwriting that the classifier learns from."""
+    return tuple(hands[: len(hands) // 2] for hands in handwriting(side))
+
+
+def _unseen_hands(side: int) -> Hands:
+    return tuple(hands[len(hands) // 2 :] for hands in handwriting(side))
 
 
 @lru_cache

@@ -68,4 +68,5 @@ def find(name: str) -> Model:
         return Model(folder.resolve().name, str(folder), "a local folder")
     if folder.is_dir():
         raise LookupError(f"{name}: a folder, but not of a diffusers pipeline (it has no model_index.json)")
-    raise LookupError(f"unknown model {name!r}; known are {', '.join(MODELS)}, or give the folder of a diffusers pipeline")
+    known = ", ".join(MODELS)
+    raise LookupError(f"unknown model {name!r}; known are {known}, or give the folder of a diffusers pipeline")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import diffusers
@@ -13,10 +14,18 @@ from dit_tracer.models.catalog import Model
 
 def load(model: Model, dtype: str | None = None, device: str | None = None) -> Any:
     """The pipeline of a model, silent, on `device` (a GPU if there is one), in `dtype` (float32 on a CPU)."""
-    diffusers.logging.set_verbosity_error()
-    transformers.logging.set_verbosity_error()
+    _hush()
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = dtype or ("float32" if device == "cpu" else "bfloat16")
-    pipeline = diffusers.DiffusionPipeline.from_pretrained(model.source, torch_dtype=getattr(torch, dtype))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch_dtype is the name that all versions know
+        pipeline = diffusers.DiffusionPipeline.from_pretrained(model.source, torch_dtype=getattr(torch, dtype))
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)
+
+
+def _hush() -> None:
+    """No bars and no advice of the libraries between ours."""
+    for library in (diffusers, transformers):
+        library.utils.logging.set_verbosity_error()
+        library.utils.logging.disable_progress_bar()

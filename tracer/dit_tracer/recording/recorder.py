@@ -49,9 +49,7 @@ def record(pipeline: Any, path: str | Path, *, model: str | None = None, sample:
 class Recorder:
     """Records generations of a pipeline; made by `record`."""
 
-    def __init__(
-        self, pipeline: Any, path: Path, model: str, sample: Sample, num_prompts: int | None = None
-    ) -> None:
+    def __init__(self, pipeline: Any, path: Path, model: str, sample: Sample, num_prompts: int | None = None) -> None:
         self.path = path
         self._pipeline = pipeline
         self._num_prompts = num_prompts
@@ -164,7 +162,8 @@ class Recorder:
         """The trace at hand must have been made with the same settings, as far as `found` tells."""
         fields = differences(found, {key: self._settings.get(key) for key in found})
         if fields:
-            raise ConflictError(f"{self.path}: made with other settings ({'; '.join(fields)}); trace into another folder")
+            what = "; ".join(fields)
+            raise ConflictError(f"{self.path}: made with other settings ({what}); trace into another folder")
 
     def _refuse_other_shape(self, layers: tuple[Layer, ...], timesteps: Any, sigmas: Any) -> None:
         """All prompts of a trace run through the same layers and steps."""
@@ -172,7 +171,7 @@ class Recorder:
         self._shape = self._shape or shape
         for name, old, new in zip(("layers", "timesteps", "sigmas"), self._shape, shape):
             if old != new:
-                raise ConflictError(f"{self.path}: this generation had other {name} than those before; trace it elsewhere")
+                raise ConflictError(f"{self.path}: this generation has other {name} than those before; trace it apart")
 
 
 def existing_trace(path: Path) -> Trace | None:
