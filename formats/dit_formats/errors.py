@@ -13,13 +13,17 @@ class IncompleteError(TraceError):
     exit_code = 4
 
 
-class PromptError(ValueError):
-    """A prompt file that cannot be read as one."""
+class ConflictError(TraceError):
+    """Something else is where the output should go; nothing was touched."""
 
     exit_code = 1
 
 
-class ConflictError(TraceError):
-    """Something else is where the output should go; nothing was touched."""
+class PresentError(ConflictError):
+    """The prompt is in the trace already."""
+
+
+class PromptError(ValueError):
+    """A prompt file that cannot be read as one."""
 
     exit_code = 1

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dit_formats import schema
-from dit_formats.errors import TraceError
+from dit_formats.errors import PresentError
 from dit_formats.schema import Array, Prompt, Shard
 
 
@@ -20,7 +20,7 @@ def write_shard(folder: Path, shard: Shard) -> Path:
     """Add a shard to a trace and return its path.
 
     Raises:
-        TraceError: A shard of this name is there already; it is left as it is.
+        PresentError: A shard of this name is there already; it is left as it is.
         OSError: The disk is full or read-only; nothing is left behind.
     """
     return _publish(folder / f"{shard.prompts[0].stem}.h5", image(shard))
@@ -145,7 +145,7 @@ def _publish(path: Path, content: bytes) -> Path:
             os.fsync(file.fileno())
         os.link(partial, path)
     except FileExistsError:
-        raise TraceError(f"{path}: this prompt is traced already; it was left as it is") from None
+        raise PresentError(f"{path}: this prompt is traced already; it was left as it is") from None
     finally:
         partial.unlink(missing_ok=True)
     _sync_folder(path.parent)

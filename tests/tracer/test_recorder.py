@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from dit_formats import TraceError, open_trace
-from dit_formats.errors import ConflictError
+from dit_formats.errors import ConflictError, PresentError
 from dit_tracer.recording.settings import Sample
 
 EVERYTHING = Sample(latent=10**9, text=10**9)
@@ -218,6 +218,18 @@ def test_trace_grows_by_prompts_of_the_same_settings(flux: Any, tmp_path: Path) 
             flux.generate(0, num_inference_steps=2)
     with open_trace(tmp_path / "a.trace") as trace:
         assert [prompt.text for prompt in trace.prompts] == ["p0", "p1"]
+
+
+def test_prompt_that_another_process_traced_meanwhile_is_left_to_it(flux: Any, tmp_path: Path) -> None:
+    path = tmp_path / "a.trace"
+    one, other = dit_tracer.record(flux.pipeline, path), dit_tracer.record(flux.pipeline, path)
+    with one, one.prompt("a"):
+        flux.generate(0, num_inference_steps=2)
+    (shard,) = path.iterdir()
+    before = shard.read_bytes()
+    with other, pytest.raises(PresentError), other.prompt("a"):
+        flux.generate(0, num_inference_steps=2)
+    assert [file.read_bytes() for file in path.iterdir()] == [before]
 
 
 def test_other_settings_are_refused_by_name_before_any_step(flux: Any, tmp_path: Path) -> None:

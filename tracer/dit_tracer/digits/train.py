@@ -27,7 +27,6 @@ from transformers import PreTrainedTokenizerFast
 from dit_tracer.digits.models import BUILDERS, TEXT_TOKENS, build
 from dit_tracer.digits.scenes import SIDE, draw, random_scene
 
-
 CARD = """# {name}
 
 A tiny text-to-image diffusion transformer that draws coloured handwritten digits, 16x16 pixels, from captions such as

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from dit_formats.errors import ConflictError, TraceError
+from dit_formats.errors import ConflictError, PresentError, TraceError
 from dit_formats.reader import Trace, open_trace, shard_paths
 from dit_formats.schema import Layer, Prompt, Run, Shard, differences
 from dit_formats.writer import clear_failure, write_failure, write_shard
@@ -92,16 +92,19 @@ class Recorder:
         Should the block fail, a note says why, and the trace stays as it was.
 
         Raises:
-            TraceError: The trace holds this prompt already, or the block made no generation that fits the trace.
+            PresentError: The trace holds this prompt already.
+            TraceError: The block made no generation, or one that does not fit the trace.
         """
         if self.has(text, seed):
-            raise ConflictError(f"{self.path}: holds this prompt with seed {seed} already ({text!r}); ask has() first")
+            raise PresentError(f"{self.path}: holds this prompt with seed {seed} already ({text!r}); ask has() first")
         prompt = Prompt(self._next if index is None else index, text, seed)
         self._clock.reset()
         self._generation = Generation()
         try:
             yield
             self._write(prompt, self._generation)
+        except PresentError:
+            raise  # another process was faster
         except Exception:
             self.path.mkdir(parents=True, exist_ok=True)
             write_failure(self.path, prompt, traceback.format_exc())
