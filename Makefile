@@ -3,14 +3,13 @@
 PYTHON ?= python3
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-all test-gpu wheel clean
+.PHONY: demo test test-all test-gpu clean
 
 demo: .venv-demo/done
-	.venv-demo/bin/dit-trace run digits-pixart -n 16 -o demo/digits-pixart.trace
 	.venv-demo/bin/dit-trace run digits-flux -n 16 -o demo/digits-flux.trace
-	.venv-demo/bin/dit-analyze summary demo/digits-pixart.trace demo/digits-flux.trace
-	.venv-demo/bin/dit-analyze figures demo/digits-pixart.trace demo/digits-flux.trace -o demo/figures --force
-	@echo "traces: demo/*.trace    figures: demo/figures"
+	.venv-demo/bin/dit-analyze summary demo/digits-flux.trace
+	.venv-demo/bin/dit-analyze figures demo/digits-flux.trace -o demo/figures --force
+	@echo "trace: demo/digits-flux.trace    figures: demo/figures"
 
 test: .venv-test/done
 	.venv-test/bin/python -m pytest -m "not gpu and not slow"

@@ -1,4 +1,4 @@
-"""How well a trained model draws what its captions ask for: `python -m dit_tracer.digits.score trained/digits-flux`.
+"""How well a trained model draws what its captions ask for: `python -m dit_tracer.digits.score digits-flux`.
 
 Background, colour, place and digit are read off each picture and compared with the caption, each apart from the
 others. Real scenes, in hands that the digit classifier has not seen, are read the same way: no model can be expected
@@ -35,6 +35,7 @@ from dit_tracer.digits.scenes import (
     handwriting,
     single_scenes,
 )
+from dit_tracer.models.catalog import MODELS
 
 if TYPE_CHECKING:
     from sklearn.svm import SVC
@@ -191,16 +192,21 @@ def _load(folder: Path) -> DiffusionPipeline:
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Also write a grid of samples to this PNG.")
 @click.option("--count", type=click.IntRange(min=10), default=200, show_default=True, help="How many pictures.")
 @click.option("--steps", type=click.IntRange(min=2), default=28, show_default=True)
-@click.option("--guidance", type=click.FloatRange(min=1), default=2.0, show_default=True, help="1 is no guidance.")
+@click.option("--guidance", type=click.FloatRange(min=1), help="1 for none.  [default: the model's; 2 for a folder]")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--force", is_flag=True, help="Replace the PNG if it is there.")
 def main(
-    folder: Path, output: Path | None, count: int, steps: int, guidance: float, as_json: bool, force: bool
+    folder: Path, output: Path | None, count: int, steps: int, guidance: float | None, as_json: bool, force: bool
 ) -> None:
-    """Score the digits model in FOLDER: the share of pictures in which each word of the caption came true.
+    """Score a digits model: the share of pictures in which each word of the caption came true.
 
-    Example: python -m dit_tracer.digits.score trained/digits-flux -o grid.png
+    FOLDER is a trained one, or the name of a bundled model.
+
+    Example: python -m dit_tracer.digits.score digits-flux -o grid.png
     """
+    bundled = MODELS.get(str(folder))
+    folder = Path(bundled.source) if bundled else folder
+    guidance = guidance or (bundled.call[bundled.guidance] if bundled else 2.0)
     if output and output.exists() and not force:
         raise click.ClickException(f"{output} exists; --force replaces it")
     pipeline = _load(folder)

@@ -46,8 +46,8 @@ MODELS = {
         Model(
             "digits-flux",
             str(DIGITS / "digits-flux"),
-            "bundled; FLUX on 16x16 scenes of digits: double and single blocks",
-            call=_DIGITS_CALL | {"true_cfg_scale": 2.0},
+            "bundled; FLUX on 16x16 scenes of digits: double and single blocks, no guidance",
+            call=_DIGITS_CALL | {"true_cfg_scale": 1.0},
             guidance="true_cfg_scale",
             captions=captions,
         ),
