@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import click
@@ -43,7 +44,7 @@ def summary(traces: tuple[Path, ...], source: str, as_json: bool) -> None:
         return
     for one in summaries:
         tables.show(one)
-    click.echo(f"next: dit-analyze figures {' '.join(map(str, traces))} -o figures", err=True)
+    click.echo(f"next: dit-analyze figures {shlex.join(map(str, traces))} -o figures", err=True)
 
 
 @main.command()
@@ -64,16 +65,21 @@ def figures(traces: tuple[Path, ...], output: Path, source: str, force: bool) ->
     from dit_analyzer.show import figures as draw
     from dit_analyzer.show.tables import headline
 
-    written = []
-    for path in traces:
+    makers = {"redundancy": draw.redundancy, "heatmap": draw.heatmap}
+    stems = [path.resolve().stem for path in traces]
+    if len(set(stems)) < len(stems):
+        raise click.UsageError("two of the traces have the same name; draw them into two folders")
+    for stem in stems:
+        for name in makers:
+            draw.refuse_existing(output / f"{stem}-{name}", force=force)
+    for path, stem in zip(traces, stems):
         with open_trace(path) as trace:
             view = paper_view(distances(trace, source=source))
             title = headline(trace)
-        output.mkdir(parents=True, exist_ok=True)
-        for name, figure in (("redundancy", draw.redundancy), ("heatmap", draw.heatmap)):
-            written += draw.save(figure(view, title), output / f"{path.stem}-{name}", force=force)
-    for file in written:
-        click.echo(file)
+        for name, figure in makers.items():
+            for file in draw.save(figure(view, title), output / f"{stem}-{name}", force=force):
+                click.echo(file)
+    click.echo(f"next: look at {output}, or dit-analyze summary {shlex.join(map(str, traces))}", err=True)
 
 
 @main.command()
@@ -87,12 +93,22 @@ def check(traces: tuple[Path, ...], as_json: bool) -> int:
     Example: dit-analyze check out.trace
     """
     from dit_formats.check import check as look
+    from dit_formats.errors import TraceError
 
-    found = {path: look(path) for path in traces}
+    found, missing = {}, None
+    for path in traces:
+        try:
+            found[path] = look(path)
+        except (FileNotFoundError, TraceError) as error:
+            missing = missing or error
     if as_json:
         click.echo(json.dumps([health.as_json() | {"trace": str(path)} for path, health in found.items()]))
     else:
         for path, health in found.items():
             for line in health.lines(path):
                 click.echo(harmless(line))
+    if found and not as_json:
+        click.echo(f"next: dit-analyze summary {shlex.join(map(str, found))}", err=True)
+    if missing:
+        raise missing
     return max(health.exit_code for health in found.values())

@@ -12,6 +12,7 @@ import json
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -25,8 +26,6 @@ from dit_formats import schema
 from dit_formats.errors import TraceError
 from dit_formats.schema import Array, Layer, Prompt, Run
 
-MAX_STRING = 1 << 20
-MAX_CHUNK = 64 << 20
 MAX_RATIO = 1032
 """Deflate cannot shrink anything further than this, so an array declared larger is a lie."""
 
@@ -49,6 +48,10 @@ class ShardFile:
             self.timesteps = self.table("steps", "timestep")
             self.sigmas = self.table("steps", "sigma")
             self.streams = self._find_streams()
+            self.branches = [self.names(stream, "branch") for stream in self.streams]
+            self.kinds = [self.names(stream, "kind") for stream in self.streams]
+            self.num_tokens = [self.stream(stream, "num_tokens").tolist() for stream in self.streams]
+            self.num_channels = [self.stream(stream, "num_channels").tolist() for stream in self.streams]
 
     def __enter__(self) -> ShardFile:
         with self._guarded(""):
@@ -125,8 +128,11 @@ class ShardFile:
 
     def _find_streams(self) -> tuple[str, ...]:
         with self._guarded(""):
-            names = [name for name in self._file if name not in schema.TABLES and name != "run"]
-            return tuple(n for n in names if isinstance(self._hard_link(self._file, n), h5py.Group))
+            found = {name: self._hard_link(self._file, name) for name in self._file if name not in schema.TABLES}
+            streams = tuple(name for name, item in found.items() if isinstance(item, h5py.Group) and "samples" in item)
+            if not streams:
+                self._refuse("the file", "holds no stream")
+            return streams
 
     # Arrays ------------------------------------------------------------------
 
@@ -169,7 +175,11 @@ class ShardFile:
     def _check_type(self, dataset: h5py.Dataset, where: str, spec: Array) -> None:
         kind = dataset.id.get_type()
         if spec.dtype == "S":
-            ok = isinstance(kind, h5t.TypeStringID) and not kind.is_variable_str() and kind.get_size() <= MAX_STRING
+            ok = (
+                isinstance(kind, h5t.TypeStringID)
+                and not kind.is_variable_str()
+                and kind.get_size() <= schema.MAX_STRING
+            )
         else:
             ok = kind == h5t.py_create(np.dtype(spec.dtype).newbyteorder("<"))
         if not ok:
@@ -197,8 +207,10 @@ class ShardFile:
             self._refuse(where, "filters other than shuffle and deflate")
         itemsize = dataset.id.get_type().get_size()
         raw = itemsize * _product(chunk)
-        if dataset.chunks != chunk or raw > MAX_CHUNK:
+        if dataset.chunks != chunk:
             self._refuse(where, f"chunks {dataset.chunks}, not {chunk}")
+        if raw > schema.MAX_CHUNK:
+            self._refuse(where, f"chunks {chunk} of more than {schema.MAX_CHUNK} bytes")
         if itemsize * _product(shape) > MAX_RATIO * self._size:
             self._refuse(where, f"a shape {shape} that this file cannot hold")
         stored: dict[tuple[int, ...], int] = {}
@@ -208,7 +220,9 @@ class ShardFile:
             stored[tuple(info.chunk_offset)] = info.size if fits and info.filter_mask == 0 else -1
 
         dataset.id.chunk_iter(collect)
-        if len(stored) != _product(n // c for n, c in zip(shape, chunk)) or min(stored.values()) < 0:
+        grid = [range(0, n, c) for n, c in zip(shape, chunk)]
+        complete = len(stored) == _product(map(len, grid)) and set(stored) == set(product(*grid))
+        if not complete or min(stored.values()) < 0:
             self._refuse(where, "chunks missing or out of place")
         return stored
 
@@ -243,7 +257,8 @@ class ShardFile:
     # Errors ------------------------------------------------------------------
 
     def _refuse(self, where: str, why: str) -> None:
-        raise TraceError(f"{self.path}: {where}: {why}; copy the file from its source again or trace its prompt anew")
+        what = f"{self.path}: {where}: {why}"
+        raise TraceError(f"{what}; copy the file from its source again, or delete it and trace its prompt anew")
 
     @contextmanager
     def _guarded(self, where: str) -> Iterator[None]:
@@ -253,7 +268,10 @@ class ShardFile:
         except TraceError:
             raise
         except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, zlib.error) as error:
-            raise TraceError(f"{self.path}: {where or 'the file'} cannot be read: {_one_line(error)}") from error
+            what = f"{self.path}: {where or 'the file'} cannot be read ({_one_line(error)})"
+            raise TraceError(
+                f"{what}; copy it from its source again, or delete it and trace its prompt anew"
+            ) from error
 
 
 def _texts(values: NDArray[Any], where: str) -> tuple[str, ...]:

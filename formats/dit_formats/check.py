@@ -26,12 +26,12 @@ class Health:
 
     @property
     def missing(self) -> int:
-        return self.asked - self.prompts
+        return max(self.asked - self.prompts, 0)
 
     @property
     def exit_code(self) -> int:
         """0 whole, 3 damaged, 4 incomplete."""
-        return 3 if self.problems else 4 if self.missing else 0
+        return 3 if self.problems else 4 if self.missing or self.failures else 0
 
     def lines(self, path: Path) -> list[str]:
         """What to tell people."""
@@ -58,8 +58,7 @@ def check(path: str | Path) -> Health:
         raise TraceError(f"{path}: not a trace, for the folder holds no shard; dit-trace run writes traces")
     for shard in paths:
         try:
-            health.nonfinite += _read_whole(shard)
-            health.shards += 1
+            _read_whole(shard, health)
         except TraceError as error:
             health.problems.append(str(error))
     if not health.problems:
@@ -68,18 +67,16 @@ def check(path: str | Path) -> Health:
         except TraceError as error:
             health.problems.append(str(error))
         else:
-            health.prompts, health.asked, health.failures = len(trace.prompts), trace.num_asked, trace.failures
+            health.asked, health.failures = trace.num_asked, trace.failures
     return health
 
 
-def _read_whole(path: Path) -> int:
-    """Read all arrays of a shard; returns how many non-finite elements its tensors had."""
+def _read_whole(path: Path, health: Health) -> None:
+    """Read all arrays of a shard, and count it."""
     nonfinite = 0
     column = schema.STEP_STATISTICS.index("nonfinite")
     with ShardFile(path) as shard:
         for stream in shard.streams:
-            for axis in ("branch", "kind"):
-                shard.names(stream, axis)
             for name in schema.STREAM:
                 if name != "samples":
                     values = shard.stream(stream, name)
@@ -88,4 +85,6 @@ def _read_whole(path: Path) -> int:
                     nonfinite += int(counts[counts == counts].sum())
             for row in range(len(shard.prompts)):
                 shard.samples(stream, row)
-    return nonfinite
+    health.nonfinite += nonfinite
+    health.shards += 1
+    health.prompts += len(shard.prompts)

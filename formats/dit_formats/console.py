@@ -18,11 +18,14 @@ class Program(click.Group):
     a bug and stays a traceback.
     """
 
+    interrupted = ("stopped", 130)
+    """What to say after Ctrl-C, and the exit code."""
+
     def main(self, *args: Any, standalone_mode: bool = True, **kwargs: Any) -> Any:
         try:
             result = super().main(*args, standalone_mode=False, **kwargs)
         except click.exceptions.Abort:
-            code = self._say("stopped", 130)
+            code = self._say(*self.interrupted)
         except click.UsageError as error:
             command = error.ctx.command_path if error.ctx else self.name
             code = self._say(f"{error.format_message().rstrip('.')}; see {command} --help", 2)
@@ -62,5 +65,5 @@ def plural(count: int, noun: str) -> str:
 def _message(error: BaseException) -> str:
     """What the error says, with the file that the system names apart."""
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename or 'a file'}: {error.strerror.lower()}"
+        return f"{error.filename or 'a file'}: {error.strerror.lower()}; mend that and run the same command again"
     return str(error.args[0]) if error.args else type(error).__name__

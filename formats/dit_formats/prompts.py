@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,6 +23,12 @@ def read_prompts(source: str) -> list[str]:
     path = Path(source)
     reader = READERS.get(path.suffix.lower())
     if reader is None:
+        if re.fullmatch(r"\S+\.\w{1,5}", source) and not _is_there(path):
+            raise FileNotFoundError(f"{path}: no such prompt file; give an existing file, or the text of a prompt")
+        if _is_there(path):
+            raise PromptError(
+                f"{path}: not a file of prompts; give a {', '.join(READERS)} file, or the text of a prompt"
+            )
         if not source.strip():
             raise PromptError("the prompt is empty; give a text or a file (.txt, .csv, .jsonl, .json)")
         return [source]
@@ -29,7 +36,7 @@ def read_prompts(source: str) -> list[str]:
         raise FileNotFoundError(f"{path}: no such prompt file; give an existing file, or the text of a prompt")
     try:
         prompts = [text for text in map(str.strip, reader(path)) if text]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, csv.Error) as error:
         what = f"{path}: not a {path.suffix} file of prompts ({error})"
         raise PromptError(f"{what}; a .txt with one prompt a line always works") from error
     if not prompts:
@@ -38,7 +45,7 @@ def read_prompts(source: str) -> list[str]:
 
 
 def _txt(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8-sig").splitlines()
+    return path.read_text(encoding="utf-8-sig").split("\n")
 
 
 def _csv(path: Path) -> list[str]:
@@ -53,17 +60,33 @@ def _csv(path: Path) -> list[str]:
 
 def _jsonl(path: Path) -> list[str]:
     """A string, or an object with `prompt`, on each line."""
-    values = [json.loads(line) for line in _txt(path) if line.strip()]
-    return [value if isinstance(value, str) else value["prompt"] for value in values]
+    prompts = []
+    for number, line in enumerate(_txt(path), 1):
+        value = json.loads(line) if line.strip() else ""
+        text = value.get("prompt") if isinstance(value, dict) else value
+        if not isinstance(text, str):
+            raise ValueError(f"line {number} is no string and has no prompt")
+        prompts.append(text)
+    return prompts
 
 
 def _coco(path: Path) -> list[str]:
     """The first caption of each image, in the order of the images."""
-    data = json.loads(path.read_text(encoding="utf-8"))
+    data = json.loads(path.read_text(encoding="utf-8-sig"))
+    if not isinstance(data, dict) or not {"images", "annotations"} <= set(data):
+        raise ValueError("no COCO captions: images or annotations missing")
     first: dict[int, str] = {}
     for annotation in sorted(data["annotations"], key=lambda a: a["id"]):
         first.setdefault(annotation["image_id"], annotation["caption"])
     return [first[image["id"]] for image in data["images"] if image["id"] in first]
+
+
+def _is_there(path: Path) -> bool:
+    """Whether this names a file or folder; a long prompt is no name at all."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
 
 
 READERS = {".txt": _txt, ".csv": _csv, ".jsonl": _jsonl, ".json": _coco}

@@ -68,7 +68,9 @@ class Trace:
 
     @property
     def num_asked(self) -> int:
-        """How many prompts the latest runs were asked for; more than there are means incomplete."""
+        """The most prompts that a run into this folder was asked for; more than there are means incomplete."""
+        if not self.path.is_dir():
+            return len(self.prompts)
         asked = [shard.run.provenance.get("num_prompts") for shard in self._shards]
         return max([len(self.prompts), *(n for n in asked if isinstance(n, int))])
 
@@ -95,12 +97,10 @@ class Trace:
         return self._shards[0].streams
 
     def branches(self, stream: str) -> tuple[str, ...]:
-        with self._shards[0] as shard:
-            return shard.names(stream, "branch")
+        return self._shards[0].branches[self.streams.index(stream)]
 
     def kinds(self, stream: str) -> tuple[str, ...]:
-        with self._shards[0] as shard:
-            return shard.names(stream, "kind")
+        return self._shards[0].kinds[self.streams.index(stream)]
 
     def source_dtype(self, stream: str) -> str:
         with self._shards[0] as shard:
@@ -147,12 +147,18 @@ def _ordered_rows(shards: list[ShardFile]) -> list[tuple[ShardFile, int]]:
     return sorted(rows, key=lambda at: (at[0].prompts[at[1]].index, at[0].path.name))
 
 
+_ALIKE = ("layers", "timesteps", "sigmas", "streams", "branches", "kinds", "num_tokens", "num_channels")
+
+
 def _same_trace(first: ShardFile, other: ShardFile) -> None:
     """Refuse shards that were made in different ways."""
-    fields = schema.differences(first.run.settings, other.run.settings)
-    fields += [name for name in ("layers", "streams") if getattr(first, name) != getattr(other, name)] + [
-        name for name in ("timesteps", "sigmas") if not np.array_equal(getattr(first, name), getattr(other, name))
-    ]
-    if fields:
+    told = schema.told_differences(first.run.settings, other.run.settings) or ", ".join(
+        name for name in _ALIKE if _differ(getattr(first, name), getattr(other, name))
+    )
+    if told:
         what = f"{other.path}: made with other settings than {first.path.name}"
-        raise TraceError(f"{what} ({'; '.join(fields)}); keep them in two folders")
+        raise TraceError(f"{what} ({told}); keep them in two folders")
+
+
+def _differ(one: Any, other: Any) -> bool:
+    return not np.array_equal(one, other) if isinstance(one, np.ndarray) else one != other

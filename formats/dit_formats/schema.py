@@ -8,13 +8,20 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
+from operator import index
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dit_formats.errors import PromptError
+
 FORMAT = "dit-trace"
 MAJOR, MINOR = 1, 0
+
+MAX_STRING = 1 << 20
+MAX_CHUNK = 64 << 20
+"""Limits in bytes that let a reader refuse absurd files; writers keep to them."""
 
 KINDS = ("k", "v", "a")
 STEP_STATISTICS = ("sum_abs", "sum_square", "max_abs", "count", "nonfinite")
@@ -58,9 +65,9 @@ STREAM = {
     "step_sums": Array("f8", ("prompt", *_CELL, "step_statistic", "step")),
     "transition_sums": Array("f8", ("prompt", *_CELL, "transition_statistic", "transition")),
     "recorded": Array("u1", (*_CELL, "step")),
-    "token": Array("i8", ("kind", "layer", "position")),
-    "channel": Array("i8", ("kind", "layer", "position")),
-    "weight": Array("f8", ("kind", "layer", "position")),
+    "token": Array("i8", ("kind", "layer", "position"), chunk_axes=("kind", "layer")),
+    "channel": Array("i8", ("kind", "layer", "position"), chunk_axes=("kind", "layer")),
+    "weight": Array("f8", ("kind", "layer", "position"), chunk_axes=("kind", "layer")),
     "num_tokens": Array("i8", ("kind", "layer")),
     "num_channels": Array("i8", ("kind", "layer")),
 }
@@ -68,12 +75,28 @@ STREAM = {
 
 @dataclass(frozen=True)
 class Prompt:
-    """One text with a seed, and which of several images made at once."""
+    """One text with a seed, and which of several images made at once.
+
+    Raises:
+        PromptError: The text is longer than a trace can hold, or is no text that can be written down.
+    """
 
     index: int
     text: str
     seed: int = 0
     image: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("index", "seed", "image"):
+            object.__setattr__(self, name, index(getattr(self, name)))
+        try:
+            length = len(self.text.encode())
+        except UnicodeEncodeError:
+            raise PromptError("a prompt is not valid Unicode; write it in UTF-8") from None
+        if "\0" in self.text:
+            raise PromptError("a prompt has a zero character, which a trace cannot hold; remove it")
+        if length > MAX_STRING:
+            raise PromptError(f"a prompt has {length} bytes; a trace holds up to {MAX_STRING}, so shorten it")
 
     @property
     def key(self) -> tuple[str, int, int]:
@@ -132,6 +155,13 @@ class Shard:
     timesteps: NDArray[np.float64]
     sigmas: NDArray[np.float64]
     streams: dict[str, StreamData]
+
+
+def told_differences(found: dict[str, Any], asked: dict[str, Any], most: int = 5) -> str:
+    """The first fields in which two settings differ, in one line; empty if there are none."""
+    fields = differences(found, asked)
+    more = f"; and {len(fields) - most} more" if len(fields) > most else ""
+    return "; ".join(fields[:most]) + more
 
 
 def differences(found: dict[str, Any], asked: dict[str, Any], path: str = "") -> list[str]:

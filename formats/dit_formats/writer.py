@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,8 @@ def _write_array(group: h5py.Group, name: str, values: NDArray[Any], spec: Array
     if values.size == 0:
         return group.create_dataset(name, data=values)
     chunks = tuple(1 if axis in spec.chunk_axes else n for axis, n in zip(spec.axes, values.shape))
+    if values.itemsize * math.prod(chunks) > schema.MAX_CHUNK:
+        raise ValueError(f"{name}: {chunks} is more than a chunk of a trace may hold; keep a smaller sample")
     return group.create_dataset(name, data=values, chunks=chunks, shuffle=True, compression="gzip", compression_opts=1)
 
 
@@ -146,6 +149,9 @@ def _publish(path: Path, content: bytes) -> Path:
         os.link(partial, path)
     except FileExistsError:
         raise PresentError(f"{path}: this prompt is traced already; it was left as it is") from None
+    except OSError as error:
+        error.filename = str(path)
+        raise
     finally:
         partial.unlink(missing_ok=True)
     _sync_folder(path.parent)

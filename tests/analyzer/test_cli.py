@@ -87,6 +87,24 @@ def test_other_file_is_one_line(command: tuple[str, ...], tmp_path: Path) -> Non
     assert "not a trace" in result.stderr
 
 
+def test_check_looks_at_every_trace_though_one_is_missing(trace_folder: Path, tmp_path: Path) -> None:
+    result = run("check", tmp_path / "none", trace_folder)
+    assert result.exit_code == 2 and "no such trace" in result.stderr
+    assert f"{trace_folder}: whole" in result.stdout
+
+
+def test_figures_of_two_traces_of_one_name_are_refused(trace_folder: Path, tmp_path: Path) -> None:
+    result = run("figures", trace_folder, trace_folder, "-o", tmp_path / "out")
+    assert result.exit_code == 2 and "same name" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_summary_of_a_narrow_terminal_cuts_no_number(trace_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wide = run("summary", trace_folder).stdout
+    monkeypatch.setenv("COLUMNS", "40")
+    assert run("summary", trace_folder).stdout == wide and "…" not in wide
+
+
 def test_check_of_another_file_says_it_is_no_trace(tmp_path: Path) -> None:
     path = tmp_path / "notes.txt"
     path.write_text("notes")
@@ -102,7 +120,7 @@ def test_wrong_usage_is_one_line_and_exit_2(arguments: tuple[str, ...]) -> None:
         assert len(result.stderr.splitlines()) == 1 and "--help" in result.stderr
 
 
-def test_prompts_cannot_send_control_codes(tmp_path: Path, shard: object) -> None:
+def test_names_in_a_trace_cannot_send_control_codes(tmp_path: Path, shard: object) -> None:
     from dit_formats.writer import write_shard
 
     write_shard(tmp_path, shard(model="\x1b[31mred\x1b]0;title\x07 [bold]markup"))

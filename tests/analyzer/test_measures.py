@@ -62,16 +62,29 @@ def test_samples_of_everything_give_the_exact_distances(trace_folder: Path, ds: 
     assert float(sampled["l1_se"].max()) == 0, "nothing is missing"
 
 
+@pytest.mark.parametrize("source", ["exact", "sample"])
+def test_lost_branch_is_not_averaged_away(tmp_path: Path, shard: Callable[..., Shard], source: str) -> None:
+    one = shard()
+    arrays = one.streams["latent"].arrays
+    for name in ("samples", "step_sums", "transition_sums"):
+        arrays[name][:, 0, 0, 0] = np.nan
+    arrays["step_sums"][:, 0, 0, 0, 3] = arrays["transition_sums"][:, 0, 0, 0, 3] = 0
+    write_shard(tmp_path, one)
+    with open_trace(tmp_path) as trace:
+        view = paper_view(distances(trace, source=source))
+    assert view["l1"].sel(kind="k").isnull().all() and view["l1"].sel(kind="v").notnull().all()
+
+
 def test_lag_compares_steps_further_apart(trace_folder: Path) -> None:
     with open_trace(trace_folder) as trace:
         x = trace.samples("text", 0)[1, 0, 1].astype(float)
-        got = distances(trace, source="sample", lag=3).sel(prompt=0, branch="uncond", stream="text", kind="k", layer=1)
+        got = distances(trace, lag=3).sel(prompt=0, branch="uncond", stream="text", kind="k", layer=1)
     np.testing.assert_allclose(got["l1"], abs(x[:, 3:] - x[:, :-3]).mean(0))
 
 
 @pytest.mark.parametrize(("arguments", "said"), [
     ({"source": "guess"}, "'exact' or 'sample'"),
-    ({"lag": 2}, "source='sample'"),
+    ({"lag": 2, "source": "exact"}, "source='sample'"),
     ({"lag": 0, "source": "sample"}, "give 1 to 4"),
     ({"lag": 5, "source": "sample"}, "give 1 to 4"),
 ])  # fmt: skip

@@ -26,7 +26,8 @@ def test_missing_prompts_are_counted(trace_folder: Path, shard: Callable[..., Sh
 
 def test_failed_prompt_is_named(trace_folder: Path) -> None:
     note = write_failure(trace_folder, Prompt(3, "hopeless"), "why")
-    assert any(str(note) in line for line in check(trace_folder).lines(trace_folder))
+    health = check(trace_folder)
+    assert any(str(note) in line for line in health.lines(trace_folder)) and health.exit_code == 4
 
 
 def test_damage_is_named_and_the_rest_still_looked_at(trace_folder: Path) -> None:

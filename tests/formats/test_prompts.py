@@ -35,7 +35,7 @@ def test_text_is_a_prompt() -> None:
     assert read_prompts("a cat, v1.5 style") == ["a cat, v1.5 style"]
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", [*FILES, "list.yaml", "list.tsv"])
 def test_missing_file_is_no_prompt(name: str) -> None:
     with pytest.raises(FileNotFoundError, match="no such prompt file"):
         read_prompts(f"nowhere/{name}")
@@ -47,6 +47,12 @@ def test_empty_file_is_refused(tmp_path: Path, text: str) -> None:
     path.write_text(text)
     with pytest.raises(PromptError, match="holds no prompts"):
         read_prompts(str(path))
+
+
+def test_existing_file_of_another_ending_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "list").write_text("one")
+    with pytest.raises(PromptError, match="not a file of prompts"):
+        read_prompts(str(tmp_path / "list"))
 
 
 def test_empty_text_is_refused() -> None:

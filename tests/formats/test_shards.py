@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import xarray as xr
 from dit_formats import TraceError, open_trace, schema
+from dit_formats.errors import PromptError
 from dit_formats.schema import Prompt, Shard
 from dit_formats.writer import image, write_failure, write_shard
 
@@ -68,6 +69,12 @@ def test_any_text_is_kept(tmp_path: Path, shard: MakeShard, text: str) -> None:
     write_shard(tmp_path, shard(text=text))
     with open_trace(tmp_path) as trace:
         assert trace.prompts[0].text == text
+
+
+@pytest.mark.parametrize("text", ["a\0b", "\udcff", "a" * (1 << 21)])
+def test_text_that_cannot_be_kept_is_refused(text: str) -> None:
+    with pytest.raises(PromptError):
+        Prompt(0, text)
 
 
 def test_name_of_a_shard_follows_from_its_prompt() -> None:

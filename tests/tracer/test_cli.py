@@ -63,10 +63,12 @@ def test_options_reach_the_pipeline(tmp_path: Path) -> None:
 def test_other_settings_on_the_same_output_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "out.trace"
     run("run", "digits-flux", "-n", 1, "--steps", 2, "-o", path)
-    result = run("run", "digits-flux", "-n", 1, "--steps", 2, "--guidance-scale", 5, "-o", path, "-p", "a blue one")
-    assert result.exit_code == 1 and len(result.stderr.splitlines()) == 1
-    assert "call.true_cfg_scale" in result.stderr
-    assert len(list(path.glob("*.h5"))) == 1
+    before = sorted(os.listdir(path))
+    for further in (["-p", "a blue one"], []):
+        result = run("run", "digits-flux", "-n", 1, "--steps", 2, "--guidance-scale", 5, "-o", path, *further)
+        assert result.exit_code == 1 and len(result.stderr.splitlines()) == 1
+        assert "call.true_cfg_scale: 1.0 in the trace, 5.0 now" in result.stderr
+        assert sorted(os.listdir(path)) == before
 
 
 MISTAKES = {
@@ -76,6 +78,13 @@ MISTAKES = {
     "empty prompts": (["run", "digits-flux", "-p", "empty.txt"], 1, "empty.txt: holds no prompts"),
     "output is a file": (["run", "digits-flux", "-o", "empty.txt"], 1, "empty.txt: exists and is not a trace"),
     "output is another folder": (["run", "digits-flux", "-o", "photos"], 1, "photos: a folder with other things"),
+    "text of another ending": (["run", "digits-flux", "-p", "prompts.tsv"], 1, "prompts.tsv: not a file of prompts"),
+    "unknown device": (["run", "digits-flux", "--device", "toaster"], 1, "cannot be loaded on toaster"),
+    "seed too large": (["run", "digits-flux", "--seed", str(2**70)], 2, "--seed"),
+    "several images": (
+        ["run", "digits-flux", "--pipeline-kwargs", '{"num_images_per_prompt": 2}'], 2, "num_images_per_prompt: give 1",
+    ),
+    "what an option sets": (["run", "digits-flux", "--pipeline-kwargs", '{"num_inference_steps": 3}'], 2, "--steps"),
     "not JSON": (["run", "digits-flux", "--pipeline-kwargs", "{x}"], 2, "not JSON"),
     "no model": (["run"], 2, "Missing argument 'MODEL'"),
     "no steps": (["run", "digits-flux", "--steps", "0"], 2, "--steps"),
@@ -90,13 +99,14 @@ MISTAKES = {
 def test_mistake_is_one_line_and_changes_nothing(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty.txt").write_text("\n")
+    (tmp_path / "prompts.tsv").write_text("a\tb")
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.jpg").write_bytes(b"cat")
     arguments, code, said = MISTAKES[name]
     result = run(*arguments)
     assert (result.exit_code, len(result.stderr.splitlines())) == (code, 1), result.stderr
     assert said in result.stderr and result.stderr.startswith("dit-trace: ")
-    assert sorted(os.listdir()) == ["empty.txt", "photos"]
+    assert sorted(os.listdir()) == ["empty.txt", "photos", "prompts.tsv"]
 
 
 def test_prompt_that_the_pipeline_refuses_leaves_a_note(tmp_path: Path) -> None:

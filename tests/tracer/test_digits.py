@@ -128,6 +128,15 @@ def test_bundled_model_is_of_stock_classes_in_float16(name: str) -> None:
         assert {file.get_slice(key).get_dtype() for key in file.keys()} == {"F16"}
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_bundled_folder_needs_nothing_but_from_pretrained(name: str) -> None:
+    from diffusers import DiffusionPipeline
+
+    pipeline = DiffusionPipeline.from_pretrained(MODELS[name].source)
+    assert {part.dtype for part in pipeline.components.values() if isinstance(part, torch.nn.Module)} == {torch.float32}
+    pipeline("a large cyan two at the center on a dark background", num_inference_steps=2, **MODELS[name].call)
+
+
 @pytest.mark.parametrize(("name", "caption"), product(MODELS, ["a large red zero at the center on a dark background"]))
 def test_bundled_model_draws_what_is_asked(name: str, caption: str) -> None:
     """A red ring on a dark ground; the measured scores stand in docs/models.md."""

@@ -250,6 +250,63 @@ def test_other_settings_are_refused_by_name_before_any_step(flux: Any, tmp_path:
         dit_tracer.record(flux.pipeline, path)
 
 
+def test_other_settings_within_one_recording_are_refused(flux: Any, tmp_path: Path) -> None:
+    with dit_tracer.record(flux.pipeline, tmp_path / "a.trace") as recorder:
+        with recorder.prompt("a"):
+            flux.generate(0, num_inference_steps=2)
+        with pytest.raises(ConflictError, match="call.guidance_scale: 3.5 in the trace, 7.0 now"), recorder.prompt("b"):
+            flux.generate(0, num_inference_steps=2, guidance_scale=7.0)
+    assert [path.suffix for path in (tmp_path / "a.trace").iterdir()] == [".h5"], "a refusal is no failure"
+
+
+def test_other_weights_are_refused(flux: Any, tmp_path: Path) -> None:
+    with dit_tracer.record(flux.pipeline, tmp_path / "a.trace") as recorder, recorder.prompt("a"):
+        flux.generate(0, num_inference_steps=2)
+    with torch.no_grad():
+        flux.pipeline.transformer.transformer_blocks[1].attn.to_k.weight *= 1.01
+    with pytest.raises(ConflictError, match="transformers.transformer.weights"):
+        dit_tracer.record(flux.pipeline, tmp_path / "a.trace")
+
+
+def test_other_sizes_are_refused_in_this_run_and_in_later_ones(flux: Any, tmp_path: Path) -> None:
+    path = tmp_path / "a.trace"
+    short = {name: value[:, :5] if value.ndim == 3 and name.endswith("prompt_embeds") else value
+             for name, value in flux.tensors.items()}  # fmt: skip
+    with dit_tracer.record(flux.pipeline, path) as recorder, recorder.prompt("a"):
+        flux.generate(0, num_inference_steps=2)
+    flux.tensors.update(short)
+    for _ in range(2):
+        with pytest.raises(ConflictError, match="has 5 tokens and 48 channels now, 7 and 48 before"):
+            with dit_tracer.record(flux.pipeline, path) as recorder, recorder.prompt("b"):
+                flux.generate(0, num_inference_steps=2)
+
+
+def test_interrupted_generation_is_not_recorded(flux: Any, tmp_path: Path) -> None:
+    def stop(pipeline: Any, step: int, timestep: Any, tensors: Any) -> Any:
+        pipeline._interrupt = step >= 1
+        return tensors
+
+    with dit_tracer.record(flux.pipeline, tmp_path / "a.trace") as recorder:
+        with pytest.raises(TraceError, match="stopped after 2 steps"), recorder.prompt("a"):
+            flux.generate(0, callback_on_step_end=stop)
+
+
+def test_prompts_are_recorded_one_at_a_time(flux: Any, tmp_path: Path) -> None:
+    with dit_tracer.record(flux.pipeline, tmp_path / "a.trace") as recorder, recorder.prompt("a"):
+        with pytest.raises(TraceError, match="one at a time"), recorder.prompt("b"):
+            pass
+        flux.generate(0, num_inference_steps=2)
+    with pytest.raises(TraceError, match="inside `with"), recorder.prompt("c"):
+        pass
+
+
+def test_replaced_scheduler_is_refused(flux: Any, tmp_path: Path) -> None:
+    with dit_tracer.record(flux.pipeline, tmp_path / "a.trace") as recorder:
+        flux.pipeline.scheduler = type(flux.pipeline.scheduler)(shift=1.0)
+        with pytest.raises(ConflictError, match="scheduler was replaced"), recorder.prompt("a"):
+            flux.generate(0, num_inference_steps=2)
+
+
 def test_something_else_at_the_output_is_left_alone(flux: Any, tmp_path: Path) -> None:
     file = tmp_path / "notes.txt"
     file.write_text("precious")

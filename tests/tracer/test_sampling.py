@@ -5,9 +5,10 @@ import pytest
 from dit_tracer.recording.sampling import balanced_scatter, positions
 
 SHAPES = [(64, 96, 4096), (64, 128, 4096), (4096, 3072, 4096), (24, 96, 1024), (5, 3, 7), (1, 10, 4), (10, 1, 4)]
+NEARLY_ALL = [(64, 96, 6143), (64, 96, 6121), (3, 4, 11)]
 
 
-@pytest.mark.parametrize(("tokens", "channels", "n"), SHAPES)
+@pytest.mark.parametrize(("tokens", "channels", "n"), SHAPES + NEARLY_ALL)
 def test_positions_are_distinct_and_inside(tokens: int, channels: int, n: int) -> None:
     kept = balanced_scatter(tokens, channels, n, np.random.default_rng(0))
     assert len(set(zip(kept.token.tolist(), kept.channel.tolist()))) == n

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,13 +25,22 @@ def main() -> None:
     """
 
 
+main.interrupted = ("stopped; every finished prompt is kept, and the same command goes on from there", 75)
+
+
 @main.command()
 @click.argument("model")
 @click.option("-p", "--prompts", help="A text, or a .txt, .csv, .jsonl or COCO .json file.  [default: built in]")
 @click.option("-n", "--limit", type=click.IntRange(min=1), help="The first N prompts.  [default: all; 16 if built in]")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder to write.  [default: MODEL-STEPSs.trace]")
 @click.option("--steps", type=click.IntRange(min=1), help="Diffusion steps.  [default: the model's]")
-@click.option("--seed", type=int, default=42, show_default=True, help="Seed of the noise, the same for every prompt.")
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**63 - 1),
+    default=42,
+    show_default=True,
+    help="Seed of the noise, the same for every prompt.",
+)
 @click.option("--guidance-scale", type=float, help="Strength of guidance; 1 for none.  [default: the model's]")
 @click.option("--pipeline-kwargs", default="{}", help="Further arguments of the pipeline, as JSON.")
 @click.option(
@@ -84,7 +94,7 @@ def run(
         model=found.name,
         seed=seed,
         call=call | {"num_inference_steps": steps},
-        sample=Sample(latent=sample, text=sample // 4),
+        sample=Sample(latent=sample, text=-(-sample // 4)),
         quiet=quiet,
     )
     return _report(output, outcome, as_json)
@@ -126,6 +136,9 @@ def _arguments(text: str) -> dict[str, Any]:
         raise click.UsageError(f"--pipeline-kwargs is not JSON ({error}); write '{{\"height\": 512}}'") from None
     if not isinstance(arguments, dict):
         raise click.UsageError("--pipeline-kwargs is not a JSON object; write '{\"height\": 512}'")
+    for name in ("prompt", "generator", "num_inference_steps", "output_type", "return_dict", "self"):
+        if name in arguments:
+            raise click.UsageError(f"--pipeline-kwargs may not set {name}; the options -p, --seed and --steps do")
     return arguments
 
 
@@ -135,7 +148,8 @@ def _report(output: Path, outcome: Any, as_json: bool) -> int:
     else:
         present = f", {outcome.present} were there already" if outcome.present else ""
         click.echo(f"{output}: {plural(outcome.traced, 'prompt')} traced{present}")
-        click.echo(f"next: dit-analyze summary {output}", err=True)
+        if outcome.traced + outcome.present:
+            click.echo(f"next: dit-analyze summary {shlex.quote(str(output))}", err=True)
     for failure in outcome.failures:
         click.echo(f"dit-trace: {failure}", err=True)
     return 1 if outcome.failures else 0

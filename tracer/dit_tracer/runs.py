@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from dit_formats.errors import PresentError
+from dit_formats.schema import Prompt
 
 from dit_tracer.progress import progress
 from dit_tracer.recording.recorder import Recorder, existing_trace
@@ -50,18 +51,22 @@ def run(
     _check_arguments(pipeline, call)
     outcome = Outcome()
     with Recorder(pipeline, path, model, sample, num_prompts=len(prompts)) as recorder:
+        recorder.expect(prompt="", **call)
         missing = [(index, text) for index, text in enumerate(prompts) if not recorder.has(text, seed)]
         outcome.present = len(prompts) - len(missing)
         for index, text in progress(f"tracing {model}", quiet)(missing):
+            if (path / f"{Prompt(index, text, seed).stem}.h5").exists():
+                outcome.present += 1  # another run in this folder was faster
+                continue
             generator = torch.Generator("cpu").manual_seed(seed)
             try:
                 with recorder.prompt(text, seed, index):
                     pipeline(prompt=text, generator=generator, output_type="latent", **call)
                 outcome.traced += 1
             except PresentError:
-                outcome.present += 1  # another run in this folder was faster
+                outcome.present += 1
             except (RuntimeError, ValueError, TypeError) as error:
-                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+                reason = " ".join(str(error).split())[:200] or type(error).__name__
                 outcome.failures.append(f"{text!r} failed: {reason}; {path} has a note; the same command tries again")
                 if not outcome.traced + outcome.present:
                     break  # what the very first prompt cannot do, the others can hardly
@@ -69,8 +74,10 @@ def run(
 
 
 def _check_arguments(pipeline: Any, call: dict[str, Any]) -> None:
-    known = inspect.signature(type(pipeline).__call__).parameters
+    known = list(inspect.signature(type(pipeline).__call__).parameters)[1:]
+    if call.get("num_images_per_prompt", 1) != 1:
+        raise LookupError("num_images_per_prompt: give 1; several images of a prompt are runs with other seeds")
     for name in call:
         if name not in known:
             what = f"{type(pipeline).__name__} has no argument {name!r}"
-            raise LookupError(f"{what}; it has {', '.join(list(known)[1:])}")
+            raise LookupError(f"{what}; it has {', '.join(known)}")

@@ -20,12 +20,13 @@ Means = dict[str, NDArray[np.float64]]
 and square, of step t + lag next_square; count of elements; from samples also se, the standard error of abs_diff."""
 
 
-def distances(trace: Trace, *, source: str = "exact", lag: int = 1) -> xr.Dataset:
+def distances(trace: Trace, *, source: str | None = None, lag: int = 1) -> xr.Dataset:
     """How much K, V and A change from step t to step t + lag.
 
     Args:
-        source: "exact" takes the statistics of the whole tensors; "sample" the stored values, with a standard error.
-        lag: Steps between the two activations; the exact statistics know lag 1 alone.
+        source: "exact" takes the statistics of the whole tensors, which know lag 1 alone; "sample" the stored values,
+            with a standard error. By default exact where that can be.
+        lag: Steps between the two activations.
 
     Returns:
         Variables of dimensions (prompt, branch, stream, kind, layer, transition), NaN where nothing was recorded:
@@ -38,18 +39,20 @@ def distances(trace: Trace, *, source: str = "exact", lag: int = 1) -> xr.Datase
         ValueError: An unknown source, or a lag that it cannot give.
         IncompleteError: The trace has a single step, or no samples where they are needed.
     """
+    source = source or ("exact" if lag == 1 else "sample")
     _check(trace, source, lag)
     read = _exact_means if source == "exact" else _sampled_means
     by_stream = {stream: read(trace, stream, lag) for stream in trace.streams}
     branches = tuple(dict.fromkeys(b for stream in trace.streams for b in trace.branches(stream)))
-    kinds = trace.kinds(trace.streams[0])
+    kinds = tuple(dict.fromkeys(k for stream in trace.streams for k in trace.kinds(stream)))
     lengths = map(len, (trace.prompts, branches, trace.streams, kinds, trace.layers))
     shape = (*lengths, trace.num_steps - lag)
     means: Means = {name: np.full(shape, np.nan) for name in next(iter(by_stream.values()))}
     for place, (stream, values) in enumerate(by_stream.items()):
         rows = [branches.index(branch) for branch in trace.branches(stream)]
+        columns = [kinds.index(kind) for kind in trace.kinds(stream)]
         for name, array in values.items():
-            means[name][:, rows, place] = array
+            means[name][:, np.array(rows)[:, None], place, np.array(columns)] = array
     step = np.abs(trace.sigmas[lag:] - trace.sigmas[:-lag])
     return _dataset(trace, _measures(means, step), branches, kinds, lag, source)
 
@@ -97,8 +100,10 @@ def _sampled_means(trace: Trace, stream: str, lag: int) -> Means:
         change = np.abs(x[..., lag:] - x[..., :-lag])
         rows[-1]["se"] = standard_error(change, channel, *numbers)
     means = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    recorded = trace.geometry(stream, "recorded").astype(bool)
+    both = recorded[..., lag:] & recorded[..., :-lag]
     elements = (numbers[0] * numbers[1])[..., None].astype(np.float64)
-    means["count"] = np.where(np.isnan(means["abs_diff"]), np.nan, elements)
+    means["count"] = np.broadcast_to(np.where(both, elements, np.nan), means["abs_diff"].shape)
     return means
 
 
@@ -143,6 +148,8 @@ def standard_error(
     for kind, layer in np.argwhere((channel >= 0).any(-1)):
         kept = channel[kind, layer] >= 0
         n, channels = int(kept.sum()), int(num_channels[kind, layer])
+        if n < 2:
+            continue  # one value tells nothing about the spread
         width = -(-4 * channels // n)
         strata = channel[kind, layer][kept] // width
         order = np.argsort(strata, kind="stable")

@@ -7,7 +7,9 @@ in the paper. Names come from a trace and are drawn as they are, never read as f
 
 from __future__ import annotations
 
+import io
 import math
+import os
 from itertools import groupby
 from pathlib import Path
 
@@ -95,19 +97,43 @@ def heatmap(view: xr.Dataset, title: str) -> Figure:
 def save(figure: Figure, stem: Path, *, force: bool = False) -> list[Path]:
     """Write `stem`.pdf and `stem`.png, the same bytes for the same figure, and return their paths.
 
-    Where one of them is there already, neither is written: FileExistsError.
+    Where one of them is there already, neither is written: FileExistsError. A file appears whole or not at all.
     """
-    paths = [stem.with_name(f"{stem.name}.{ending}") for ending in UNDATED]
-    for path in paths:
-        if path.exists() and not force:
-            raise FileExistsError(f"{path}: exists already; add --force to replace it")
+    refuse_existing(stem, force=force)
+    paths = _paths(stem)
     stem.parent.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context(STYLE):
         figure.draw_without_rendering()
         figure.set_layout_engine("none")  # laying out takes longer than drawing, and once is enough
-        for path, metadata in zip(paths, UNDATED.values(), strict=True):
-            figure.savefig(path, dpi=150, metadata=metadata)
+        for path, (ending, metadata) in zip(paths, UNDATED.items(), strict=True):
+            content = io.BytesIO()
+            figure.savefig(content, format=ending, dpi=150, metadata=metadata)
+            _replace(path, content.getvalue())
     return paths
+
+
+def refuse_existing(stem: Path, *, force: bool = False) -> None:
+    """FileExistsError if `save` would replace a file, unless by force."""
+    for path in _paths(stem):
+        if path.exists() and not force:
+            raise FileExistsError(f"{path}: exists already; add --force to replace it")
+
+
+def _paths(stem: Path) -> list[Path]:
+    return [stem.with_name(f"{stem.name}.{ending}") for ending in UNDATED]
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write a file aside and move it to its name."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_bytes(content)
+        os.replace(partial, path)
+    except OSError as error:
+        error.filename, error.filename2 = str(path), None
+        raise
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _l1(view: xr.Dataset) -> xr.DataArray:

@@ -49,7 +49,8 @@ class Summary:
 def headline(trace: Trace) -> str:
     """`digits-flux · 9 layers · 28 steps · FlowMatchEulerDiscrete · 16 prompts`."""
     settings = trace.run.settings
-    scheduler = str(settings.get("scheduler", {}).get("class", "")).removesuffix("Scheduler")
+    scheduler = settings.get("scheduler")
+    scheduler = str(scheduler.get("class", "")).removesuffix("Scheduler") if isinstance(scheduler, dict) else ""
     parts = [settings.get("model"), plural(len(trace.layers), "layer"), plural(trace.num_steps, "step"), scheduler]
     return harmless(" · ".join(str(part) for part in [*parts, plural(len(trace.prompts), "prompt")] if part))
 
@@ -58,17 +59,17 @@ def summarise(trace: Trace, source: str) -> Summary:
     """The summary of a trace, its distances taken from `source`."""
     ds = distances(trace, source=source)
     view = paper_view(ds)
-    cross = ds.isel(layer=ds.layer_type.isin(LEFT_OUT).values).sel(stream="latent").mean("branch")
-    by_layer = view["rel_l1"].mean(("prompt", "kind", "transition"))
+    cross = ds.isel(layer=ds.layer_type.isin(LEFT_OUT).values, stream=(ds.stream == "latent").values)
+    by_layer = view["rel_l1"].mean(("prompt", "kind", "transition")).dropna("layer")
     return Summary(
         title=headline(trace),
         prompts=len(trace.prompts),
         asked=trace.num_asked,
         steps=trace.num_steps,
         layer_types=dict(Counter(layer.type for layer in trace.layers)),
-        rows=_rows(view, "as in the paper") + _rows(cross, "cross-attention"),
-        highest=_layer(by_layer, by_layer.argmax("layer")) if by_layer.size else "",
-        lowest=_layer(by_layer, by_layer.argmin("layer")) if by_layer.size else "",
+        rows=_rows(view, "as in the paper") + _rows(cross.mean(("branch", "stream")), "cross-attention"),
+        highest=_layer(by_layer, by_layer.argmax("layer")) if by_layer.size else "none has a value",
+        lowest=_layer(by_layer, by_layer.argmin("layer")) if by_layer.size else "none has a value",
     )
 
 
@@ -78,7 +79,8 @@ def show(summary: Summary) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(highlight=False, soft_wrap=True)
+    width = max(Console().width, 60 + summary.steps)  # a terminal wraps what is too wide; a table would cut it
+    console = Console(highlight=False, soft_wrap=True, width=width)
     console.print(Text(summary.title, style="bold"))
     if summary.prompts < summary.asked:
         console.print(Text(f"incomplete: {summary.prompts} of {summary.asked} prompts", style="red"))
@@ -100,7 +102,12 @@ def show(summary: Summary) -> None:
 
 def as_json(summary: Summary) -> dict[str, Any]:
     """A summary as plain values; what is missing is null."""
-    rows = [vars(row) | {"curve": [_number(v) for v in row.curve], "cv": _number(row.cv)} for row in summary.rows]
+    rows = [
+        vars(row)
+        | {name: _number(getattr(row, name)) for name in ("l1", "rel_l1", "cv")}
+        | {"curve": [_number(value) for value in row.curve]}
+        for row in summary.rows
+    ]
     return vars(summary) | {"rows": rows}
 
 

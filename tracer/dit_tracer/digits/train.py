@@ -62,6 +62,7 @@ class Trainer:
     """A pipeline in training: its optimisers, and the running average of its weights, which is what ships."""
 
     def __init__(self, name: str, recipe: Recipe, device: str) -> None:
+        self.name = name
         self.recipe = recipe
         self.device = device
         self.iteration = 0
@@ -110,13 +111,15 @@ class Trainer:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial")
         tensors = {key: value.contiguous() for key, value in tensors.items()}
-        save_file(tensors, partial, {"iteration": str(self.iteration)})
+        save_file(tensors, partial, {"iteration": str(self.iteration), "name": self.name})
         os.replace(partial, path)
 
     def load(self, path: Path) -> None:
         """Continue from a checkpoint."""
         owners = {key: optimiser for optimiser in self.optimisers for key in self._keys(optimiser)}
         with safe_open(path, "pt", device=self.device) as file, torch.no_grad():
+            if file.metadata().get("name") != self.name:
+                raise click.ClickException(f"{path}: of another model; give another -o for {self.name}")
             self.iteration = int(file.metadata()["iteration"])
             for name in file.keys():
                 slot, key = name.split("/", 1)
@@ -145,6 +148,8 @@ class Trainer:
         self.pipeline.to("cpu", torch.float16).save_pretrained(folder)
         for config in folder.glob("tokenizer*/tokenizer_config.json"):  # transformers 4 has no TokenizersBackend
             config.write_text(config.read_text().replace("TokenizersBackend", "PreTrainedTokenizerFast"))
+        for config in folder.glob("text_encoder*/config.json"):  # else transformers 5 leaves them in float16
+            config.write_text(config.read_text().replace('"float16"', '"float32"'))
         index = folder / "model_index.json"
         index.write_text(index.read_text().replace("TokenizersBackend", "PreTrainedTokenizerFast"))
         (folder / "training.json").write_text(json.dumps(record, indent=2) + "\n")
@@ -223,7 +228,9 @@ def _weights(pipeline: DiffusionPipeline) -> Iterator[tuple[str, nn.Parameter]]:
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder to write.  [default: trained/NAME]")
 @click.option("--iterations", default=Recipe.iterations, show_default=True)
 @click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu", show_default=True)
-@click.option("--until", type=int, help="Stop at this iteration; the same command without it continues.")
+@click.option(
+    "--until", type=click.IntRange(min=1), help="Stop at this iteration; the same command without it continues."
+)
 def main(name: str, output: Path | None, iterations: int, device: str, until: int | None) -> None:
     """Train the bundled model NAME; resumes from OUTPUT.safetensors if that is there.
 
@@ -232,6 +239,8 @@ def main(name: str, output: Path | None, iterations: int, device: str, until: in
     torch.set_num_threads(1 if device == "cpu" else torch.get_num_threads())  # matrices too small to share
     output = output or Path("trained") / name
     checkpoint = output.with_name(output.name + ".safetensors")
+    if output.exists():
+        raise click.ClickException(f"{output}: exists already; remove it, or give another -o")
     trainer = Trainer(name, Recipe(iterations=iterations), device)
     if checkpoint.exists():
         trainer.load(checkpoint)

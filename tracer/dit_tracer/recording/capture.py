@@ -23,6 +23,13 @@ from dit_tracer.recording.families import FAMILIES, PLAIN, Family
 ATTENTION = (Attention, MochiAttention, AttentionModuleMixin)
 """What diffusers itself takes for an attention layer (its hooks/_common.py)."""
 
+
+class UnsupportedError(ValueError):
+    """A model that cannot be recorded; the message says why."""
+
+    exit_code = 1
+
+
 Sink = Callable[["Site", str, str, Tensor], None]
 """Receives layer, stream, kind and tensor: (batch, head, token, channel), or (batch, token, channel) for A."""
 
@@ -66,7 +73,7 @@ class Capture:
         }
         if not self._sites:
             classes = ", ".join(type(t).__name__ for t in transformers.values())
-            raise ValueError(f"{classes}: no attention modules found; dit-trace knows those of diffusers")
+            raise UnsupportedError(f"{classes}: no attention modules found; dit-trace knows those of diffusers")
 
     def __enter__(self) -> Capture:
         with ExitStack() as undo:
@@ -79,8 +86,11 @@ class Capture:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._frames.clear()
         self._undo.close()
+
+    def reset(self) -> None:
+        """Forget layers that an error left at work."""
+        self._frames.clear()
 
     def _on_enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         hidden = args[0] if args else kwargs["hidden_states"]
@@ -146,7 +156,9 @@ def find_transformers(pipeline: Any) -> dict[str, nn.Module]:
         if isinstance(part, nn.Module) and name.split("_")[0] == "transformer"
     }
     if not found:
-        raise ValueError(f"{type(pipeline).__name__} has no transformer; dit-trace records diffusion transformers")
+        raise UnsupportedError(
+            f"{type(pipeline).__name__} has no transformer; dit-trace records diffusion transformers"
+        )
     return found
 
 

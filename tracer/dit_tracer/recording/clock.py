@@ -44,7 +44,7 @@ class Clock:
         return len(self.timesteps)
 
     def __enter__(self) -> Clock:
-        scheduler = self._pipeline.scheduler
+        self.scheduler = scheduler = self._pipeline.scheduler
         with ExitStack() as undo:
             undo.enter_context(around(type(scheduler), "step", scheduler, self._on_step))
             for transformer in self._transformers.values():
@@ -60,7 +60,7 @@ class Clock:
 
     def _on_step(self, step: Callable[..., Any], model_output: Tensor, timestep: Any, *args: Any, **kwargs: Any) -> Any:
         result = step(model_output, timestep, *args, **kwargs)
-        self.sigmas.append(noise_level(self._pipeline.scheduler, timestep))
+        self.sigmas.append(noise_level(self.scheduler, timestep))
         self.timesteps.append(float(timestep))
         self._calls = 0
         return result

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from dit_formats.errors import TraceError
+from dit_formats.errors import ConflictError
+from dit_formats.reader import Trace
 from dit_formats.schema import KINDS, STEP_STATISTICS, TRANSITION_STATISTICS, StreamData
 from torch import Tensor
 
@@ -29,16 +30,28 @@ class Place:
 
 
 class Places:
-    """The places of a model; each is chosen when it is first seen, and stays."""
+    """The places of a model; each is chosen when it is first seen, and stays.
 
-    def __init__(self, sample: Sample) -> None:
+    Args:
+        shapes: Tokens and channels that activations had in earlier runs.
+    """
+
+    def __init__(self, sample: Sample, shapes: dict[Key, tuple[int, int]] | None = None) -> None:
         self._sample = sample
         self._places: dict[Key, Place] = {}
+        self._shapes = dict(shapes or {})
 
     def __call__(self, key: Key, grouped: Tensor) -> Place:
         """The place of an activation (group, fold, head, token, channel)."""
         _, folds, heads, tokens, width = grouped.shape
         shape = folds * tokens, heads * width
+        known = self._shapes.setdefault(key, shape)
+        if known != shape:
+            stream, kind, layer = key
+            raise ConflictError(
+                f"{layer}: {kind} of {stream} has {shape[0]} tokens and {shape[1]} channels now, "
+                f"{known[0]} and {known[1]} before; trace other sizes into another folder"
+            )
         place = self._places.get(key)
         if place is None:
             chosen = positions(*shape, self._sample.size(key[0]), self._sample.seed, *key)
@@ -46,12 +59,6 @@ class Places:
             head, channel = np.divmod(chosen.channel, width)
             index = tuple(torch.from_numpy(axis).to(grouped.device) for axis in (fold, head, token, channel))
             place = self._places[key] = Place(*shape, chosen, index)
-        elif (place.num_tokens, place.num_channels) != shape:
-            stream, kind, layer = key
-            raise TraceError(
-                f"{layer}: {kind} of {stream} has {shape[0]} tokens and {shape[1]} channels now, "
-                f"{place.num_tokens} and {place.num_channels} before; trace other sizes into another folder"
-            )
         return place
 
     def arrays(self, stream: str, layers: list[str]) -> dict[str, Any]:
@@ -133,6 +140,18 @@ class Generation:
             "recorded": recorded,
         }
         return StreamData(branches, KINDS, "+".join(sorted(dtypes)), arrays | geometry)
+
+
+def shapes_of(trace: Trace) -> dict[Key, tuple[int, int]]:
+    """Tokens and channels of every activation in a trace."""
+    shapes = {}
+    for stream in trace.streams:
+        tokens, channels = (trace.geometry(stream, name) for name in ("num_tokens", "num_channels"))
+        for row, kind in enumerate(trace.kinds(stream)):
+            for column, layer in enumerate(trace.layers):
+                if tokens[row, column]:
+                    shapes[stream, kind, layer.name] = int(tokens[row, column]), int(channels[row, column])
+    return shapes
 
 
 def _numpy(rows: dict[int, Tensor], image: int) -> Any:

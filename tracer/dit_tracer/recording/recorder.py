@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import traceback
 from collections.abc import Callable, Iterator
@@ -12,13 +13,13 @@ from typing import Any
 import numpy as np
 from dit_formats.errors import ConflictError, PresentError, TraceError
 from dit_formats.reader import Trace, open_trace, shard_paths
-from dit_formats.schema import Layer, Prompt, Run, Shard, differences
+from dit_formats.schema import Layer, Prompt, Run, Shard, told_differences
 from dit_formats.writer import clear_failure, write_failure, write_shard
 from torch import Tensor
 
 from dit_tracer.recording.capture import Capture, Site, find_transformers
 from dit_tracer.recording.clock import Clock
-from dit_tracer.recording.generation import Generation, Places
+from dit_tracer.recording.generation import Generation, Places, shapes_of
 from dit_tracer.recording.history import History
 from dit_tracer.recording.patching import around
 from dit_tracer.recording.settings import Sample, call_settings, describe, provenance
@@ -57,18 +58,21 @@ class Recorder:
         self._clock = Clock(pipeline, transformers)
         self._capture = Capture(transformers, self._clock, self._on_activation)
         self._settings = describe(pipeline, transformers, model, sample)
+        self._sample = sample
         self._layers: dict[str, Site] = {}
-        self._places = Places(sample)
         self._history = History()
         self._generation: Generation | None = None
+        self._entered = self._finished = False
         self._before = existing_trace(path)
         self._keys = {prompt.key for prompt in self._before.prompts} if self._before else set()
         self._next = 1 + max((prompt.index for prompt in self._before.prompts), default=-1) if self._before else 0
         self._shape: tuple[Any, ...] | None = None
+        self._places = Places(sample, shapes_of(self._before) if self._before else None)
         if self._before:
             found = self._before.run.settings
             self._shape = self._before.layers, tuple(self._before.timesteps), tuple(self._before.sigmas)
-            self._refuse_other({key: value for key, value in found.items() if key != "call"})
+            self._refuse_other(found, {"call": found.get("call"), **self._settings})
+            self._settings["call"] = found.get("call")
 
     def __enter__(self) -> Recorder:
         with ExitStack() as undo:
@@ -76,10 +80,21 @@ class Recorder:
             undo.enter_context(self._capture)
             undo.enter_context(around(type(self._pipeline), "__call__", self._pipeline, self._on_generate))
             self._undo = undo.pop_all()
+        self._entered = True
         return self
 
     def __exit__(self, *error: object) -> None:
+        self._entered = False
         self._undo.close()
+
+    def expect(self, **call: Any) -> None:
+        """Refuse now what calling the pipeline with these arguments would be refused for.
+
+        Raises:
+            ConflictError: The trace was made with other arguments.
+        """
+        generate = functools.partial(type(self._pipeline).__call__, self._pipeline)
+        self._accept_call(call_settings(generate, (), call))
 
     def has(self, text: str, seed: int = 0, image: int = 0) -> bool:
         """Whether the trace holds this prompt already."""
@@ -95,16 +110,20 @@ class Recorder:
             PresentError: The trace holds this prompt already.
             TraceError: The block made no generation, or one that does not fit the trace.
         """
+        if not self._entered or self._generation is not None:
+            raise TraceError("prompts are recorded one at a time, inside `with dit_tracer.record(...) as recorder`")
         if self.has(text, seed):
             raise PresentError(f"{self.path}: holds this prompt with seed {seed} already ({text!r}); ask has() first")
         prompt = Prompt(self._next if index is None else index, text, seed)
         self._clock.reset()
+        self._capture.reset()
+        self._finished = False
         self._generation = Generation()
         try:
             yield
             self._write(prompt, self._generation)
-        except PresentError:
-            raise  # another process was faster
+        except (ConflictError, OSError):
+            raise  # not the prompt's fault: another process was faster, the settings are other, the disk is full
         except Exception:
             self.path.mkdir(parents=True, exist_ok=True)
             write_failure(self.path, prompt, traceback.format_exc())
@@ -112,6 +131,8 @@ class Recorder:
         finally:
             self._generation = None
             self._history.clear()
+            if self._shape is None:  # nothing is in the trace yet that the next prompt would have to fit
+                self._layers, self._places = {}, Places(self._sample)
 
     # While a generation runs
 
@@ -119,10 +140,14 @@ class Recorder:
         if self._generation is not None:
             if self._clock.step:
                 raise TraceError("one generation per prompt: open another `with recorder.prompt(...)` for the next")
-            self._settings["call"] = call_settings(generate, args, kwargs)
-            if self._before:
-                self._refuse_other(self._before.run.settings)
-        return generate(*args, **kwargs)
+            if self._pipeline.scheduler is not self._clock.scheduler:
+                raise ConflictError(
+                    "the scheduler was replaced after recording began; replace it before, for a new trace"
+                )
+            self._accept_call(call_settings(generate, args, kwargs))
+        result = generate(*args, **kwargs)
+        self._finished = not getattr(self._pipeline, "interrupt", False)
+        return result
 
     def _on_activation(self, site: Site, stream: str, kind: str, tensor: Tensor) -> None:
         if self._generation is None:
@@ -148,10 +173,12 @@ class Recorder:
     def _write(self, prompt: Prompt, generation: Generation) -> None:
         if not generation.num_images:
             raise TraceError("nothing was recorded: call the pipeline inside `with recorder.prompt(...)`")
+        if not self._finished:
+            raise TraceError(f"the generation stopped after {self._clock.step} steps; it was not recorded")
         layers = tuple(Layer(site.name, site.type, site.heads) for site in self._layers.values())
         timesteps, sigmas = np.array(self._clock.timesteps), np.array(self._clock.sigmas)
         self._refuse_other_shape(layers, timesteps, sigmas)
-        run = Run(self._settings, provenance(self._num_prompts))
+        run = Run(self._settings, provenance(self._num_prompts, str(self._pipeline.device)))
         self.path.mkdir(parents=True, exist_ok=True)
         for image in range(generation.num_images):
             one = Prompt(prompt.index + image, prompt.text, prompt.seed, image)
@@ -161,12 +188,15 @@ class Recorder:
             self._keys.add(one.key)
             self._next = max(self._next, one.index + 1)
 
-    def _refuse_other(self, found: dict[str, Any]) -> None:
-        """The trace at hand must have been made with the same settings, as far as `found` tells."""
-        fields = differences(found, {key: self._settings.get(key) for key in found})
-        if fields:
-            what = "; ".join(fields)
-            raise ConflictError(f"{self.path}: made with other settings ({what}); trace into another folder")
+    def _accept_call(self, call: dict[str, Any]) -> None:
+        """All prompts of a trace are generated with the same arguments."""
+        self._refuse_other({"call": self._settings.setdefault("call", call)}, {"call": call})
+
+    def _refuse_other(self, found: dict[str, Any], asked: dict[str, Any]) -> None:
+        """The trace at hand must have been made with the same settings."""
+        told = told_differences(found, asked)
+        if told:
+            raise ConflictError(f"{self.path}: made with other settings ({told}); trace into another folder")
 
     def _refuse_other_shape(self, layers: tuple[Layer, ...], timesteps: Any, sigmas: Any) -> None:
         """All prompts of a trace run through the same layers and steps."""

@@ -38,17 +38,22 @@ def balanced_scatter(num_tokens: int, num_channels: int, n: int, rng: np.random.
     token = ((np.arange(n) + rng.random(n)) * num_tokens / n).astype(np.int64)
     rounds = np.tile(np.arange(num_channels), (-(-n // num_channels), 1))
     channel = rng.permuted(rounds, axis=1).flatten()[:n]
-    return _distinct(token, channel, num_channels, rng)
+    return _distinct(token, channel, num_tokens, num_channels, rng)
 
 
 def _distinct(
-    token: NDArray[np.int64], channel: NDArray[np.int64], num_channels: int, rng: np.random.Generator
+    token: NDArray[np.int64], channel: NDArray[np.int64], num_tokens: int, num_channels: int, rng: np.random.Generator
 ) -> Positions:
-    """Give every repeated position a free channel of its token."""
+    """Give every repeated position a free channel of its token, or another place if the token has none."""
     flat = token * num_channels + channel
     _, first = np.unique(flat, return_index=True)
     repeated = np.setdiff1d(np.arange(len(flat)), first)
     for i in repeated:
         taken = channel[(token == token[i]) & (np.arange(len(token)) != i)]
-        channel[i] = rng.choice(np.setdiff1d(np.arange(num_channels), taken))
+        free = np.setdiff1d(np.arange(num_channels), taken)
+        if len(free):
+            channel[i] = rng.choice(free)
+        else:  # a token that is kept whole; only where nearly everything is
+            anywhere = np.setdiff1d(np.arange(num_tokens * num_channels), token * num_channels + channel)
+            token[i], channel[i] = divmod(rng.choice(anywhere), num_channels)
     return Positions(token, channel)

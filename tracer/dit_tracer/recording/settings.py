@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import json
 import sys
@@ -11,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
 from dit_formats.schema import KINDS
 
 from dit_tracer.recording.sampling import RULE
@@ -36,7 +38,8 @@ def describe(pipeline: Any, transformers: dict[str, Any], model: str, sample: Sa
         "model": model,
         "pipeline": type(pipeline).__name__,
         "transformers": {
-            name: {"class": type(part).__name__, "config": _plain(part.config)} for name, part in transformers.items()
+            name: {"class": type(part).__name__, "config": _plain(part.config), "weights": fingerprint(part)}
+            for name, part in transformers.items()
         },
         "scheduler": {"class": type(pipeline.scheduler).__name__, "config": _plain(pipeline.scheduler.config)},
         "dtype": str(next(iter(transformers.values())).dtype).removeprefix("torch."),
@@ -46,21 +49,35 @@ def describe(pipeline: Any, transformers: dict[str, Any], model: str, sample: Sa
     }
 
 
+def fingerprint(module: Any) -> str | None:
+    """A hash of a few numbers of every weight: two trainings of one architecture are two models.
+
+    None where the weights are elsewhere just now, as sequential offloading keeps them.
+    """
+    weights = list(module.state_dict().values())
+    if any(weight.is_meta for weight in weights):
+        return None
+    few = [weight.detach().flatten()[:: max(1, weight.numel() // 8)][:8].double() for weight in weights]
+    return hashlib.sha256(torch.cat(few).cpu().numpy().tobytes()).hexdigest()[:16]
+
+
 def call_settings(generate: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """Arguments of a pipeline's call that are plain values, defaults included, but for the prompt and the output."""
     bound = inspect.signature(generate).bind(*args, **kwargs)
     bound.apply_defaults()
     left_out = ("prompt", "output_type", "return_dict", "callback", "generator")
-    return {
+    kept = {
         name: value
         for name, value in bound.arguments.items()
         if not name.startswith(left_out) and "embeds" not in name and _is_plain(value)
     }
+    return _as_json(kept)
 
 
-def provenance(num_prompts: int | None) -> dict[str, Any]:
+def provenance(num_prompts: int | None, device: str) -> dict[str, Any]:
     """What made a shard."""
     return {
+        "device": device,
         "versions": {name: _version(name) for name in PACKAGES},
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "num_prompts": num_prompts,
@@ -69,8 +86,12 @@ def provenance(num_prompts: int | None) -> dict[str, Any]:
 
 def _plain(config: Any) -> dict[str, Any]:
     """A diffusers configuration without private entries, as JSON would give it back."""
-    public = {key: value for key, value in dict(config).items() if not key.startswith("_")}
-    return json.loads(json.dumps(public, default=str), parse_constant=str)  # JSON knows no infinity
+    return _as_json({key: value for key, value in dict(config).items() if not key.startswith("_")})
+
+
+def _as_json(values: dict[str, Any]) -> dict[str, Any]:
+    """Values as they come back from a file: tuples are lists, and infinity, which JSON does not know, is a word."""
+    return json.loads(json.dumps(values, default=str), parse_constant=str)
 
 
 def _is_plain(value: Any) -> bool:

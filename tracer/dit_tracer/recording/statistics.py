@@ -29,7 +29,7 @@ def transition_sums(previous: Tensor, current: Tensor) -> Tensor:
     axes = tuple(range(1, current.ndim))
     previous, current = previous.float(), current.float()
     d, bad = _finite(current - previous, axes)
-    product, _ = _finite(previous * current, axes)
+    product = _finite(previous, axes)[0] * _finite(current, axes)[0]
     columns = (_total(d.abs(), axes), _total(d * d, axes), _total(product, axes), d[0].numel() - bad)
     return torch.stack(columns, dim=1)
 
