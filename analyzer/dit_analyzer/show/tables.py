@@ -79,7 +79,7 @@ def show(summary: Summary) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    width = max(Console().width, 60 + summary.steps)  # a terminal wraps what is too wide; a table would cut it
+    width = max(Console().width, 60 + max(summary.steps, 30))  # a terminal wraps what is too wide; a table would cut it
     console = Console(highlight=False, soft_wrap=True, width=width)
     console.print(Text(summary.title, style="bold"))
     if summary.prompts < summary.asked:
