@@ -158,8 +158,12 @@ class Shard:
 
 
 def told_differences(found: dict[str, Any], asked: dict[str, Any], most: int = 5) -> str:
-    """The first fields in which two settings differ, in one line; empty if there are none."""
-    fields = differences(found, asked)
+    """The first fields in which two settings differ, in one line; empty if there are none.
+
+    Of two models the names say enough.
+    """
+    names = {"model": found.get("model")}, {"model": asked.get("model")}
+    fields = differences(*names) or differences(found, asked)
     more = f"; and {len(fields) - most} more" if len(fields) > most else ""
     return "; ".join(fields[:most]) + more
 
