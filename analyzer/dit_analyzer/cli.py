@@ -107,8 +107,9 @@ def check(traces: tuple[Path, ...], as_json: bool) -> int:
         for path, health in found.items():
             for line in health.lines(path):
                 click.echo(harmless(line))
-    if found and not as_json:
-        click.echo(f"next: dit-analyze summary {shlex.join(map(str, found))}", err=True)
+    readable = [str(path) for path, health in found.items() if not health.problems]
+    if readable and not as_json:
+        click.echo(f"next: dit-analyze summary {shlex.join(readable)}", err=True)
     if missing:
         raise missing
     return max(health.exit_code for health in found.values())

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from dit_formats import schema
 from dit_formats.access import ShardFile
 from dit_formats.console import plural
@@ -74,15 +76,11 @@ def check(path: str | Path) -> Health:
 def _read_whole(path: Path, health: Health) -> None:
     """Read all arrays of a shard, and count it."""
     nonfinite = 0
-    column = schema.STEP_STATISTICS.index("nonfinite")
     with ShardFile(path) as shard:
         for stream in shard.streams:
-            for name in schema.STREAM:
-                if name != "samples":
-                    values = shard.stream(stream, name)
-                if name == "step_sums":
-                    counts = values[..., column, :]
-                    nonfinite += int(counts[counts == counts].sum())
+            arrays = {name: shard.stream(stream, name) for name in schema.STREAM if name != "samples"}
+            counts = arrays["step_sums"][..., schema.STEP_STATISTICS.index("nonfinite"), :]
+            nonfinite += int(np.nansum(counts))
             for row in range(len(shard.prompts)):
                 shard.samples(stream, row)
     health.nonfinite += nonfinite

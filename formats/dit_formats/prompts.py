@@ -23,14 +23,14 @@ def read_prompts(source: str) -> list[str]:
     path = Path(source)
     reader = READERS.get(path.suffix.lower())
     if reader is None:
+        if not source.strip():
+            raise PromptError("the prompt is empty; give a text or a file (.txt, .csv, .jsonl, .json)")
         if re.fullmatch(r"\S+\.\w{1,5}", source) and not _is_there(path):
             raise FileNotFoundError(f"{path}: no such prompt file; give an existing file, or the text of a prompt")
         if _is_there(path):
             raise PromptError(
                 f"{path}: not a file of prompts; give a {', '.join(READERS)} file, or the text of a prompt"
             )
-        if not source.strip():
-            raise PromptError("the prompt is empty; give a text or a file (.txt, .csv, .jsonl, .json)")
         return [source]
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such prompt file; give an existing file, or the text of a prompt")

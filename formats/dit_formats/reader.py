@@ -140,10 +140,10 @@ def _ordered_rows(shards: list[ShardFile]) -> list[tuple[ShardFile, int]]:
     rows = [(shard, row) for shard in shards for row in range(len(shard.prompts))]
     seen: dict[tuple[str, int, int], ShardFile] = {}
     for shard, row in rows:
-        prompt = shard.prompts[row]
-        other = seen.setdefault(prompt.key, shard)
-        if other is not shard or sum(p.key == prompt.key for p in shard.prompts) > 1:
-            raise TraceError(f"{shard.path}: holds the same prompt as {other.path.name}; move one of them away")
+        key = shard.prompts[row].key
+        if key in seen:
+            raise TraceError(f"{shard.path}: holds the same prompt as {seen[key].path.name}; move one of them away")
+        seen[key] = shard
     return sorted(rows, key=lambda at: (at[0].prompts[at[1]].index, at[0].path.name))
 
 

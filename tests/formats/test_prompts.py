@@ -55,9 +55,10 @@ def test_existing_file_of_another_ending_is_refused(tmp_path: Path) -> None:
         read_prompts(str(tmp_path / "list"))
 
 
-def test_empty_text_is_refused() -> None:
-    with pytest.raises(PromptError, match="empty"):
-        read_prompts(" ")
+@pytest.mark.parametrize("text", ["", " "])
+def test_empty_text_is_refused(text: str) -> None:
+    with pytest.raises(PromptError, match="the prompt is empty"):
+        read_prompts(text)
 
 
 @pytest.mark.parametrize(("name", "text"), [

@@ -26,6 +26,12 @@ def outputs_of(module: torch.nn.Module, seen: list[torch.Tensor]) -> Any:
     return module.register_forward_hook(hook)
 
 
+def trace_one(gold: Any, path: Path, **changes: Any) -> torch.Tensor:
+    """Trace prompt 0 whole, and return its latents."""
+    with dit_tracer.record(gold.pipeline, path, sample=EVERYTHING) as recorder, recorder.prompt("a"):
+        return gold.generate(0, **changes)
+
+
 def patched(pipeline: Any) -> tuple[Any, ...]:
     """Everything that recording replaces for a while."""
     owners = (
@@ -67,8 +73,7 @@ def test_joint_layer_is_split_into_streams(flux: Any, tmp_path: Path) -> None:
     expected: dict[str, list[torch.Tensor]] = {"to_v": [], "add_v_proj": [], "out": []}
     hooks = [outputs_of(getattr(attention, name), expected[name]) for name in ("to_v", "add_v_proj")]
     hooks.append(outputs_of(attention, expected["out"]))
-    with dit_tracer.record(flux.pipeline, tmp_path / "a.trace", sample=EVERYTHING) as recorder, recorder.prompt("a"):
-        flux.generate(0)
+    trace_one(flux, tmp_path / "a.trace")
     for hook in hooks:
         hook.remove()
     with open_trace(tmp_path / "a.trace") as trace:
@@ -88,8 +93,7 @@ def test_single_layer_is_split_text_first(flux: Any, tmp_path: Path) -> None:
     attention = flux.pipeline.transformer.single_transformer_blocks[0].attn
     seen: list[torch.Tensor] = []
     hook = outputs_of(attention.to_v, seen)
-    with dit_tracer.record(flux.pipeline, tmp_path / "a.trace", sample=EVERYTHING) as recorder, recorder.prompt("a"):
-        flux.generate(0)
+    trace_one(flux, tmp_path / "a.trace")
     hook.remove()
     with open_trace(tmp_path / "a.trace") as trace:
         assert trace.layers[2].type == "single"
@@ -113,8 +117,7 @@ def test_batched_guidance_is_split_into_branches(pixart: Any, tmp_path: Path) ->
     attention = pixart.pipeline.transformer.transformer_blocks[2].attn1
     seen: list[torch.Tensor] = []
     hook = outputs_of(attention.to_k, seen)
-    with dit_tracer.record(pixart.pipeline, tmp_path / "a.trace", sample=EVERYTHING) as recorder, recorder.prompt("a"):
-        pixart.generate(0)
+    trace_one(pixart, tmp_path / "a.trace")
     hook.remove()
     with open_trace(tmp_path / "a.trace") as trace:
         assert trace.branches("latent") == ("cond", "uncond")
@@ -172,8 +175,7 @@ def test_half_precision_values_are_kept_exactly(flux: Any, tmp_path: Path, dtype
     flux.tensors.update({name: value.to(dtype) for name, value in flux.tensors.items()})
     seen: list[torch.Tensor] = []
     hook = outputs_of(flux.pipeline.transformer.transformer_blocks[0].attn.to_v, seen)
-    with dit_tracer.record(flux.pipeline, tmp_path / "a.trace", sample=EVERYTHING) as recorder, recorder.prompt("a"):
-        flux.generate(0, num_inference_steps=3)
+    trace_one(flux, tmp_path / "a.trace", num_inference_steps=3)
     hook.remove()
     with open_trace(tmp_path / "a.trace") as trace:
         assert trace.source_dtype("latent") == str(dtype).removeprefix("torch.")
@@ -298,6 +300,17 @@ def test_prompts_are_recorded_one_at_a_time(flux: Any, tmp_path: Path) -> None:
         flux.generate(0, num_inference_steps=2)
     with pytest.raises(TraceError, match="inside `with"), recorder.prompt("c"):
         pass
+
+
+def test_failed_first_prompt_pins_nothing(flux: Any, tmp_path: Path) -> None:
+    with dit_tracer.record(flux.pipeline, tmp_path / "a.trace") as recorder:
+        with pytest.raises(ZeroDivisionError), recorder.prompt("a"):
+            flux.generate(0, num_inference_steps=2, guidance_scale=9.0)
+            raise ZeroDivisionError
+        with recorder.prompt("a"):
+            flux.generate(0, num_inference_steps=3)
+    with open_trace(tmp_path / "a.trace") as trace:
+        assert trace.num_steps == 3 and trace.run.settings["call"]["guidance_scale"] == 3.5
 
 
 def test_replaced_scheduler_is_refused(flux: Any, tmp_path: Path) -> None:

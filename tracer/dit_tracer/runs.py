@@ -46,11 +46,11 @@ def run(
     Raises:
         TraceError: There is something else at `path`, or a trace of other settings.
     """
-    existing_trace(path)
+    before = existing_trace(path)
     pipeline = load()
     _check_arguments(pipeline, call)
     outcome = Outcome()
-    with Recorder(pipeline, path, model, sample, num_prompts=len(prompts)) as recorder:
+    with Recorder(pipeline, path, model, sample, before, num_prompts=len(prompts)) as recorder:
         recorder.expect(prompt="", **call)
         missing = [(index, text) for index, text in enumerate(prompts) if not recorder.has(text, seed)]
         outcome.present = len(prompts) - len(missing)

@@ -96,9 +96,9 @@ def _sampled_means(trace: Trace, stream: str, lag: int) -> Means:
     rows: list[Means] = []
     for prompt in range(len(trace.prompts)):
         x = trace.samples(stream, prompt).astype(np.float64)
-        rows.append(_means_of_samples(x, weight, lag))
         change = np.abs(x[..., lag:] - x[..., :-lag])
-        rows[-1]["se"] = standard_error(change, channel, *numbers)
+        means_of_prompt = _means_of_samples(x, change, weight, lag)
+        rows.append(means_of_prompt | {"se": standard_error(change, channel, *numbers)})
     means = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
     recorded = trace.geometry(stream, "recorded").astype(bool)
     both = recorded[..., lag:] & recorded[..., :-lag]
@@ -107,8 +107,10 @@ def _sampled_means(trace: Trace, stream: str, lag: int) -> Means:
     return means
 
 
-def _means_of_samples(x: NDArray[np.float64], weight: NDArray[np.float64], lag: int) -> Means:
-    """Means over positions of samples (branch, kind, layer, position, step)."""
+def _means_of_samples(
+    x: NDArray[np.float64], change: NDArray[np.float64], weight: NDArray[np.float64], lag: int
+) -> Means:
+    """Means over positions of samples (branch, kind, layer, position, step) and of their absolute changes."""
     before, after = x[..., :-lag], x[..., lag:]
 
     def mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -118,8 +120,8 @@ def _means_of_samples(x: NDArray[np.float64], weight: NDArray[np.float64], lag: 
             return (weight * np.where(finite, values, 0)).sum(-2) / np.where(share > 0, share, np.nan)
 
     return {
-        "abs_diff": mean(np.abs(after - before)),
-        "square_diff": mean((after - before) ** 2),
+        "abs_diff": mean(change),
+        "square_diff": mean(change**2),
         "product": mean(after * before),
         "abs": mean(np.abs(before)),
         "square": mean(before**2),

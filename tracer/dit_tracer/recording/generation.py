@@ -21,10 +21,8 @@ Key = tuple[str, str, str]
 
 @dataclass(frozen=True)
 class Place:
-    """Shape of an activation, and which positions are kept of it."""
+    """Which positions are kept of an activation, and how to pick them."""
 
-    num_tokens: int
-    num_channels: int
     positions: Positions
     index: tuple[Tensor, ...]
 
@@ -52,14 +50,13 @@ class Places:
                 f"{layer}: {kind} of {stream} has {shape[0]} tokens and {shape[1]} channels now, "
                 f"{known[0]} and {known[1]} before; trace other sizes into another folder"
             )
-        place = self._places.get(key)
-        if place is None:
+        if key not in self._places:
             chosen = positions(*shape, self._sample.size(key[0]), self._sample.seed, *key)
             fold, token = np.divmod(chosen.token, tokens)
             head, channel = np.divmod(chosen.channel, width)
             index = tuple(torch.from_numpy(axis).to(grouped.device) for axis in (fold, head, token, channel))
-            place = self._places[key] = Place(*shape, chosen, index)
-        return place
+            self._places[key] = Place(chosen, index)
+        return self._places[key]
 
     def arrays(self, stream: str, layers: list[str]) -> dict[str, Any]:
         """The arrays of a stream that are the same for all prompts."""
@@ -73,9 +70,9 @@ class Places:
             "num_tokens": np.zeros(cell, "i8"),
             "num_channels": np.zeros(cell, "i8"),
         }
-        for (_, kind, layer), place in ours.items():
-            at, kept = (KINDS.index(kind), layers.index(layer)), len(place.positions.token)
-            arrays["num_tokens"][at], arrays["num_channels"][at] = place.num_tokens, place.num_channels
+        for key, place in ours.items():
+            at, kept = (KINDS.index(key[1]), layers.index(key[2])), len(place.positions.token)
+            arrays["num_tokens"][at], arrays["num_channels"][at] = self._shapes[key]
             arrays["token"][at][:kept], arrays["channel"][at][:kept] = place.positions.token, place.positions.channel
             arrays["weight"][at][:kept] = 1 / max(kept, 1)
         return arrays

@@ -44,13 +44,26 @@ def record(pipeline: Any, path: str | Path, *, model: str | None = None, sample:
                 pipe(text, generator=torch.Generator().manual_seed(42))
     """
     name = model or Path(str(getattr(pipeline, "name_or_path", "") or type(pipeline).__name__)).name
-    return Recorder(pipeline, Path(path), name, sample or Sample())
+    return Recorder(pipeline, Path(path), name, sample or Sample(), existing_trace(Path(path)))
 
 
 class Recorder:
-    """Records generations of a pipeline; made by `record`."""
+    """Records generations of a pipeline; made by `record`.
 
-    def __init__(self, pipeline: Any, path: Path, model: str, sample: Sample, num_prompts: int | None = None) -> None:
+    Args:
+        before: The trace that is at `path` already, as `existing_trace` gives it.
+        num_prompts: How many prompts the trace is meant to have.
+    """
+
+    def __init__(
+        self,
+        pipeline: Any,
+        path: Path,
+        model: str,
+        sample: Sample,
+        before: Trace | None,
+        num_prompts: int | None = None,
+    ) -> None:
         self.path = path
         self._pipeline = pipeline
         self._num_prompts = num_prompts
@@ -63,14 +76,14 @@ class Recorder:
         self._history = History()
         self._generation: Generation | None = None
         self._entered = self._finished = False
-        self._before = existing_trace(path)
-        self._keys = {prompt.key for prompt in self._before.prompts} if self._before else set()
-        self._next = 1 + max((prompt.index for prompt in self._before.prompts), default=-1) if self._before else 0
+        prompts = before.prompts if before else ()
+        self._keys = {prompt.key for prompt in prompts}
+        self._next = 1 + max((prompt.index for prompt in prompts), default=-1)
         self._shape: tuple[Any, ...] | None = None
-        self._places = Places(sample, shapes_of(self._before) if self._before else None)
-        if self._before:
-            found = self._before.run.settings
-            self._shape = self._before.layers, tuple(self._before.timesteps), tuple(self._before.sigmas)
+        self._places = Places(sample, shapes_of(before) if before else None)
+        if before:
+            found = before.run.settings
+            self._shape = before.layers, tuple(before.timesteps), tuple(before.sigmas)
             self._refuse_other(found, {"call": found.get("call"), **self._settings})
             self._settings["call"] = found.get("call")
 
@@ -133,6 +146,7 @@ class Recorder:
             self._history.clear()
             if self._shape is None:  # nothing is in the trace yet that the next prompt would have to fit
                 self._layers, self._places = {}, Places(self._sample)
+                self._settings.pop("call", None)
 
     # While a generation runs
 

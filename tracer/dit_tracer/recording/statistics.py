@@ -29,15 +29,19 @@ def transition_sums(previous: Tensor, current: Tensor) -> Tensor:
     axes = tuple(range(1, current.ndim))
     previous, current = previous.float(), current.float()
     d, bad = _finite(current - previous, axes)
-    product = _finite(previous, axes)[0] * _finite(current, axes)[0]
+    product = _clean(previous) * _clean(current)
     columns = (_total(d.abs(), axes), _total(d * d, axes), _total(product, axes), d[0].numel() - bad)
     return torch.stack(columns, dim=1)
 
 
 def _finite(x: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """x with zeros in place of what is not finite, and how many those were, per group."""
-    clean = torch.nan_to_num(x, nan=0.0, posinf=0.0, neginf=0.0)
+    clean = _clean(x)
     return clean, (clean != x).sum(axes).double()
+
+
+def _clean(x: Tensor) -> Tensor:
+    return torch.nan_to_num(x, nan=0.0, posinf=0.0, neginf=0.0)
 
 
 def _total(x: Tensor, axes: tuple[int, ...]) -> Tensor:
