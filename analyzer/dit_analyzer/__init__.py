@@ -15,10 +15,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dit_analyzer.measures.distance import distances
     from dit_analyzer.measures.paper import paper_view
+    from dit_analyzer.measures.signals import branch_cosines, signals, step_cosines
     from dit_analyzer.measures.variation import variation
 
-_HOMES = {"distances": "distance", "paper_view": "paper", "variation": "variation"}
-__all__ = ["distances", "paper_view", "variation"]
+_HOMES = {
+    "distances": "distance",
+    "paper_view": "paper",
+    "variation": "variation",
+    "signals": "signals",
+    "branch_cosines": "signals",
+    "step_cosines": "signals",
+}
+__all__ = ["branch_cosines", "distances", "paper_view", "signals", "step_cosines", "variation"]
 
 
 def __getattr__(name: str) -> Any:

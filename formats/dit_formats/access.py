@@ -52,6 +52,9 @@ class ShardFile:
             self.kinds = [self.names(stream, "kind") for stream in self.streams]
             self.num_tokens = [self.stream(stream, "num_tokens").tolist() for stream in self.streams]
             self.num_channels = [self.stream(stream, "num_channels").tolist() for stream in self.streams]
+            self.sites = [self._site_names(stream) for stream in self.streams]
+            self.step_pairs = [self._pair_names(stream, "step_pair") for stream in self.streams]
+            self.branch_pairs = [self._pair_names(stream, "branch_pair") for stream in self.streams]
 
     def __enter__(self) -> ShardFile:
         with self._guarded(""):
@@ -71,8 +74,13 @@ class ShardFile:
         return self._array(group, name, schema.TABLES[group][name])
 
     def stream(self, stream: str, name: str) -> NDArray[Any]:
-        """One array of a stream, with the axes that `schema.STREAM` tells."""
-        return self._array(stream, name, schema.STREAM[name])
+        """One array of a stream, with the axes that `schema.STREAM` or `schema.OPTIONAL` tells."""
+        return self._array(stream, name, schema.STREAM.get(name) or schema.OPTIONAL[name])
+
+    def holds(self, stream: str, name: str) -> bool:
+        """Whether a stream has an array that it need not have."""
+        with self._guarded(stream):
+            return name in self._hard_link(self._file, stream)
 
     def samples(self, stream: str, row: int) -> NDArray[np.float32]:
         """Samples of the prompt at `row` of this shard, (branch, kind, layer, position, step)."""
@@ -125,6 +133,14 @@ class ShardFile:
     def _read_layers(self) -> tuple[Layer, ...]:
         names, types = (_texts(self.table("layers", n), f"{self.path}: layers/{n}") for n in ("name", "type"))
         return tuple(map(Layer, names, types, self.table("layers", "heads").tolist()))
+
+    def _site_names(self, stream: str) -> tuple[str, ...]:
+        if not self.holds(stream, "site"):
+            return ()
+        return _texts(self.stream(stream, "site"), f"{self.path}: {stream}/site")
+
+    def _pair_names(self, stream: str, axis: str) -> tuple[str, ...]:
+        return self.names(stream, axis) if self.holds(stream, axis) else ()
 
     def _find_streams(self) -> tuple[str, ...]:
         with self._guarded(""):

@@ -79,6 +79,9 @@ def _read_whole(path: Path, health: Health) -> None:
     with ShardFile(path) as shard:
         for stream in shard.streams:
             arrays = {name: shard.stream(stream, name) for name in schema.STREAM if name != "samples"}
+            for name in schema.OPTIONAL:
+                if shard.holds(stream, name):
+                    shard.stream(stream, name)
             counts = arrays["step_sums"][..., schema.STEP_STATISTICS.index("nonfinite"), :]
             nonfinite += int(np.nansum(counts))
             for row in range(len(shard.prompts)):

@@ -94,13 +94,34 @@ class Trace:
 
     @property
     def streams(self) -> tuple[str, ...]:
-        return self._shards[0].streams
+        """The streams of tokens; the stack is not among them."""
+        return tuple(stream for stream in self._shards[0].streams if not self.sites(stream))
+
+    @property
+    def has_stack(self) -> bool:
+        return schema.STACK in self._shards[0].streams
+
+    def sites(self, stream: str = schema.STACK) -> tuple[str, ...]:
+        """Names of a group's layers where they are its own, as the stack's are; empty elsewhere."""
+        return self._of("sites", stream) if stream in self._shards[0].streams else ()
 
     def branches(self, stream: str) -> tuple[str, ...]:
-        return self._shards[0].branches[self.streams.index(stream)]
+        return self._of("branches", stream)
 
     def kinds(self, stream: str) -> tuple[str, ...]:
-        return self._shards[0].kinds[self.streams.index(stream)]
+        return self._of("kinds", stream)
+
+    def branch_pairs(self, stream: str) -> tuple[str, ...]:
+        """Pairs of branches of which `branch_products` tells, as `cond|uncond`."""
+        return self._of("branch_pairs", stream)
+
+    def step_pairs(self, stream: str) -> tuple[str, ...]:
+        """Pairs of steps of which `pair_products` tells, as `3:10`."""
+        return self._of("step_pairs", stream)
+
+    def transition_statistics(self, stream: str) -> tuple[str, ...]:
+        with self._shards[0] as shard:
+            return shard.names(stream, "transition_statistic")
 
     def source_dtype(self, stream: str) -> str:
         with self._shards[0] as shard:
@@ -121,11 +142,22 @@ class Trace:
         """(prompt, branch, kind, layer, transition_statistic, transition), as `schema.TRANSITION_STATISTICS`."""
         return self._gathered(stream, "transition_sums")
 
+    def branch_products(self, stream: str) -> NDArray[np.float64]:
+        """Sum over elements of the product of two branches, (prompt, branch_pair, kind, layer, step)."""
+        return self._gathered(stream, "branch_products")
+
+    def pair_products(self, stream: str) -> NDArray[np.float64]:
+        """Sum over elements of the product of two steps, (prompt, branch, kind, layer, step_pair)."""
+        return self._gathered(stream, "pair_products")
+
     def samples(self, stream: str, prompt: int) -> NDArray[np.float32]:
         """Sampled values of the prompt at this place in `prompts`: (branch, kind, layer, position, step)."""
         shard, row = self._rows[prompt]
         with shard:
             return shard.samples(stream, row)
+
+    def _of(self, name: str, stream: str) -> Any:
+        return getattr(self._shards[0], name)[self._shards[0].streams.index(stream)]
 
     def _gathered(self, stream: str, name: str) -> NDArray[np.float64]:
         whole = {}
@@ -147,7 +179,7 @@ def _ordered_rows(shards: list[ShardFile]) -> list[tuple[ShardFile, int]]:
     return sorted(rows, key=lambda at: (at[0].prompts[at[1]].index, at[0].path.name))
 
 
-_ALIKE = ("layers", "timesteps", "sigmas", "streams", "branches", "kinds", "num_tokens", "num_channels")
+_ALIKE = ("layers", "timesteps", "sigmas", "streams", "branches", "kinds", "num_tokens", "num_channels", "sites", "step_pairs")
 
 
 def _same_trace(first: ShardFile, other: ShardFile) -> None:

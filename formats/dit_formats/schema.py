@@ -17,17 +17,23 @@ from numpy.typing import NDArray
 from dit_formats.errors import PromptError
 
 FORMAT = "dit-trace"
-MAJOR, MINOR = 1, 0
+MAJOR, MINOR = 1, 1
 
 MAX_STRING = 1 << 20
 MAX_CHUNK = 64 << 20
 """Limits in bytes that let a reader refuse absurd files; writers keep to them."""
 
 KINDS = ("k", "v", "a")
+"""What is recorded by default; `q`, `o` and `f` are further ones. The states of a stack are of kind `x`."""
+
+STACK = "stack"
+"""The group of states that belong to a network as a whole; its layers are its sites."""
+
 STEP_STATISTICS = ("sum_abs", "sum_square", "max_abs", "count", "nonfinite")
 TRANSITION_STATISTICS = ("sum_abs", "sum_square", "sum_product", "count")
+STACK_STATISTICS = (*TRANSITION_STATISTICS, "ratio_mean", "ratio_std")
 
-NAMED_AXES = ("branch", "kind", "step_statistic", "transition_statistic")
+NAMED_AXES = ("branch", "kind", "step_statistic", "transition_statistic", "branch_pair", "step_pair")
 """Axes whose dimension scale holds names; the scales of all other axes count."""
 
 
@@ -71,6 +77,13 @@ STREAM = {
     "num_tokens": Array("i8", ("kind", "layer")),
     "num_channels": Array("i8", ("kind", "layer")),
 }
+OPTIONAL = {
+    "site": Array("S", ("layer",)),
+    "branch_products": Array("f8", ("prompt", "branch_pair", "kind", "layer", "step")),
+    "pair_products": Array("f8", ("prompt", *_CELL, "step_pair")),
+}
+"""Arrays that a stream need not have: names of its layers where they are not those of the file, and sums of products
+of two branches at one step, and of two steps in one branch."""
 
 
 @dataclass(frozen=True)
@@ -137,12 +150,20 @@ class Run:
 
 @dataclass(frozen=True)
 class StreamData:
-    """All arrays of one stream for one or more prompts; shapes as in the specification, names as in `STREAM`."""
+    """All arrays of one stream for one or more prompts; shapes as in the specification, names as in `STREAM` and
+    `OPTIONAL`."""
 
     branches: tuple[str, ...]
     kinds: tuple[str, ...]
     source_dtype: str
     arrays: dict[str, NDArray[Any]]
+    sites: tuple[str, ...] = ()
+    branch_pairs: tuple[str, ...] = ()
+    step_pairs: tuple[str, ...] = ()
+
+    @property
+    def transition_statistics(self) -> tuple[str, ...]:
+        return STACK_STATISTICS if self.sites else TRANSITION_STATISTICS
 
 
 @dataclass(frozen=True)

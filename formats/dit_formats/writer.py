@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from dit_formats import schema
 from dit_formats.errors import PresentError
-from dit_formats.schema import Array, Prompt, Shard
+from dit_formats.schema import Array, Prompt, Shard, StreamData
 
 
 def write_shard(folder: Path, shard: Shard) -> Path:
@@ -47,10 +47,11 @@ def image(shard: Shard) -> bytes:
         file.attrs["format_minor"] = schema.MINOR
         _write_run(file, shard.run.to_json().encode())
         for name, table in _tables(shard).items():
-            _write_group(file.create_group(name), schema.TABLES[name], table, shard)
+            _write_group(file.create_group(name), schema.TABLES[name], table, shard, {})
         for name, stream in shard.streams.items():
             group = file.create_group(name)
-            _write_group(group, schema.STREAM, stream.arrays, shard, stream.branches, stream.kinds)
+            further = {key: spec for key, spec in schema.OPTIONAL.items() if key in _arrays(stream)}
+            _write_group(group, schema.STREAM | further, _arrays(stream), shard, _axis_names(stream))
             group["samples"].attrs["source_dtype"] = np.bytes_(stream.source_dtype)
         file.flush()
         return file.id.get_file_image()
@@ -75,6 +76,22 @@ def _tables(shard: Shard) -> dict[str, dict[str, NDArray[Any]]]:
     }
 
 
+def _arrays(stream: StreamData) -> dict[str, NDArray[Any]]:
+    return stream.arrays | ({"site": _strings(list(stream.sites))} if stream.sites else {})
+
+
+def _axis_names(stream: StreamData) -> dict[str, tuple[str, ...]]:
+    """The names along the axes that have some."""
+    return {
+        "branch": stream.branches,
+        "kind": stream.kinds,
+        "step_statistic": schema.STEP_STATISTICS,
+        "transition_statistic": stream.transition_statistics,
+        "branch_pair": stream.branch_pairs,
+        "step_pair": stream.step_pairs,
+    }
+
+
 def _write_run(file: h5py.File, text: bytes) -> None:
     dataset = file.create_dataset("run", data=np.array(text, dtype=_string_type(len(text))))
     dataset.attrs["sha256"] = np.bytes_(hashlib.sha256(text).hexdigest())
@@ -85,16 +102,9 @@ def _write_group(
     specs: dict[str, Array],
     arrays: dict[str, NDArray[Any]],
     shard: Shard,
-    branches: tuple[str, ...] = (),
-    kinds: tuple[str, ...] = (),
+    names: dict[str, tuple[str, ...]],
 ) -> None:
     """Write the arrays of one group, and a dimension scale for every axis they have."""
-    names = {
-        "branch": branches,
-        "kind": kinds,
-        "step_statistic": schema.STEP_STATISTICS,
-        "transition_statistic": schema.TRANSITION_STATISTICS,
-    }
     scales: dict[str, h5py.Dataset] = {}
     for name, spec in specs.items():
         values = arrays[name] if spec.dtype == "S" else np.asarray(arrays[name], dtype=spec.dtype)

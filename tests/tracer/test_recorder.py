@@ -272,15 +272,35 @@ def test_other_weights_are_refused(flux: Any, tmp_path: Path) -> None:
 
 def test_other_sizes_are_refused_in_this_run_and_in_later_ones(flux: Any, tmp_path: Path) -> None:
     path = tmp_path / "a.trace"
-    short = {name: value[:, :5] if value.ndim == 3 and name.endswith("prompt_embeds") else value
-             for name, value in flux.tensors.items()}  # fmt: skip
+    long = {name: torch.cat([value, value], 1) if value.ndim == 3 and name.endswith("prompt_embeds") else value
+            for name, value in flux.tensors.items()}  # fmt: skip
     with dit_tracer.record(flux.pipeline, path) as recorder, recorder.prompt("a"):
         flux.generate(0, num_inference_steps=2)
-    flux.tensors.update(short)
+    flux.tensors.update(long)
     for _ in range(2):
-        with pytest.raises(ConflictError, match="has 5 tokens and 48 channels now, 7 and 48 before"):
+        with pytest.raises(ConflictError, match="has 14 tokens and 48 channels now, 7 and 48 before"):
             with dit_tracer.record(flux.pipeline, path) as recorder, recorder.prompt("b"):
                 flux.generate(0, num_inference_steps=2)
+
+
+def test_shorter_text_lacks_positions_and_is_counted(flux: Any, tmp_path: Path) -> None:
+    path = tmp_path / "a.trace"
+    short = {name: value[:, :5] if value.ndim == 3 and name.endswith("prompt_embeds") else value
+             for name, value in flux.tensors.items()}  # fmt: skip
+    with dit_tracer.record(flux.pipeline, path, sample=EVERYTHING) as recorder:
+        with recorder.prompt("a"):
+            flux.generate(0, num_inference_steps=2)
+        flux.tensors.update(short)
+        with recorder.prompt("b"):
+            flux.generate(0, num_inference_steps=2)
+    with open_trace(path) as trace:
+        assert trace.geometry("text", "num_tokens").max() == 7
+        counts = trace.step_sums("text")[:, 0, 0, 0, 3, 0]
+        assert counts.tolist() == [7 * 48, 5 * 48]
+        assert trace.step_sums("text")[:, 0, 0, 0, 4].max() == 0, "what does not exist is not non-finite"
+        token = trace.geometry("text", "token")[0, 0]
+        values = trace.samples("text", 1)[0, 0, 0, :, 0]
+        assert np.array_equal(np.isnan(values), token >= 5)
 
 
 def test_interrupted_generation_is_not_recorded(flux: Any, tmp_path: Path) -> None:
@@ -352,7 +372,7 @@ def test_pipeline_without_transformer_is_refused(tmp_path: Path) -> None:
     class Pipeline:
         components: dict[str, object] = {}
 
-    with pytest.raises(ValueError, match="has no transformer"):
+    with pytest.raises(ValueError, match="no component named transformer or unet"):
         dit_tracer.record(Pipeline(), tmp_path / "a.trace")
 
 

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dit_tracer.recording.recorder import Recorder, record
-    from dit_tracer.recording.settings import Sample
+    from dit_tracer.recording.settings import Sample, What
 
-__all__ = ["Recorder", "Sample", "record"]
+__all__ = ["Recorder", "Sample", "What", "record"]
 
 
 def __getattr__(name: str) -> Any:

@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 from dit_formats.errors import IncompleteError
 from dit_formats.reader import Trace
-from dit_formats.schema import STEP_STATISTICS, TRANSITION_STATISTICS
+from dit_formats.schema import STEP_STATISTICS
 from numpy.typing import NDArray
 
 AXES = ("prompt", "branch", "stream", "kind", "layer", "transition")
@@ -75,7 +75,7 @@ def _measures(means: Means, step: NDArray[np.float64]) -> dict[str, NDArray[np.f
 
 def _exact_means(trace: Trace, stream: str, lag: int) -> Means:
     steps = dict(zip(STEP_STATISTICS, np.moveaxis(trace.step_sums(stream), -2, 0)))
-    pairs = dict(zip(TRANSITION_STATISTICS, np.moveaxis(trace.transition_sums(stream), -2, 0)))
+    pairs = dict(zip(trace.transition_statistics(stream), np.moveaxis(trace.transition_sums(stream), -2, 0)))
     with np.errstate(invalid="ignore", divide="ignore"):
         of_step = {name: steps[f"sum_{name}"] / steps["count"] for name in ("abs", "square")}
         return {
@@ -100,10 +100,11 @@ def _sampled_means(trace: Trace, stream: str, lag: int) -> Means:
         means_of_prompt = _means_of_samples(x, change, weight, lag)
         rows.append(means_of_prompt | {"se": standard_error(change, channel, *numbers)})
     means = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-    recorded = trace.geometry(stream, "recorded").astype(bool)
-    both = recorded[..., lag:] & recorded[..., :-lag]
-    elements = (numbers[0] * numbers[1])[..., None].astype(np.float64)
-    means["count"] = np.broadcast_to(np.where(both, elements, np.nan), means["abs_diff"].shape)
+    steps = dict(zip(STEP_STATISTICS, np.moveaxis(trace.step_sums(stream), -2, 0)))
+    whole = np.where(trace.geometry(stream, "recorded"), (numbers[0] * numbers[1])[..., None], np.nan)
+    existing = steps["count"] + steps["nonfinite"]  # of a text shorter than the longest, that text's elements
+    existing = np.where(existing > 0, existing, whole)
+    means["count"] = np.minimum(existing[..., lag:], existing[..., :-lag])
     return means
 
 
@@ -186,9 +187,21 @@ def _dataset(
         "timestep": ("transition", trace.timesteps[:-lag]),
         "sigma": ("transition", trace.sigmas[:-lag]),
     }
-    model = str(trace.run.settings.get("model", ""))
-    attributes = {"model": model, "num_steps": trace.num_steps, "source": source, "lag": lag}
+    attributes = {
+        "model": str(trace.run.settings.get("model", "")),
+        "transformer": _classes(trace),
+        "num_steps": trace.num_steps,
+        "source": source,
+        "lag": lag,
+    }
     return xr.Dataset({name: (AXES, values) for name, values in variables.items()}, coordinates, attributes)
+
+
+def _classes(trace: Trace) -> str:
+    """Classes of the networks, joined by `+`."""
+    networks = trace.run.settings.get("transformers")
+    rows = networks.values() if isinstance(networks, dict) else ()
+    return "+".join(dict.fromkeys(str(row.get("class", "")) for row in rows if isinstance(row, dict)))
 
 
 def _check(trace: Trace, source: str, lag: int) -> None:

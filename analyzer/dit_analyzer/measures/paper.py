@@ -13,23 +13,32 @@ import xarray as xr
 JOINED = ("single",)
 """Layer types in which the paper measured text and latent tokens as one tensor."""
 
-LEFT_OUT = ("cross",)
+LEFT_OUT = ("cross", "ff")
 ORDER = ("spatial", "temporal")
+HALVES = ("cond", "uncond")
+KINDS = ("k", "v", "a")
+
+A_BEFORE_PROJECTION = ("MochiTransformer3DModel",)
+"""Classes of which the paper took A before the output projection: the heads' output, kind `o`."""
 
 
 def paper_view(ds: xr.Dataset) -> xr.Dataset:
     """What the paper averages, from `distances`.
 
+    Of a model that the paper did not study it takes what a self-attention layer takes, with text tokens where the
+    layer joins them before. Layers of other streams (audio) and calls beside the two guidance halves are left out.
+
     Returns:
         Variables of dimensions (prompt, kind, layer, transition): l1, rel_l1 and variance (unbiased, of |d|), and
         text_l1 and text_variance, which the paper recorded for layers with a text stream of their own but never used.
     """
-    kept = _layers(ds)
-    ds = ds.isel(layer=kept)
+    ds = ds.isel(layer=_layers(ds), branch=_branches(ds))
+    ds = _paper_kinds(ds)
     joined = ds.layer_type.isin(JOINED)
     latent = ds.stream == "latent"
-    whole = _join(ds, latent | joined)
-    text = _join(ds, ~latent & ~joined)
+    is_text = ds.stream == "text"
+    whole = _join(ds, latent | (joined & is_text))
+    text = _join(ds, is_text & ~joined)
     return xr.Dataset(
         {
             "l1": whole["l1"],
@@ -46,8 +55,25 @@ def _layers(ds: xr.Dataset) -> list[int]:
     """The layers that the paper looks at, in its order."""
     types = ds.layer_type.values.tolist()
     rank = {name: place for place, name in enumerate(ORDER)}
-    kept = [layer for layer, name in enumerate(types) if name not in LEFT_OUT]
+    of_latent = (ds["count"].sel(stream="latent") if "latent" in ds.stream else ds["count"]).notnull()
+    seen = of_latent.any([axis for axis in of_latent.dims if axis != "layer"]).values
+    kept = [layer for layer, name in enumerate(types) if name not in LEFT_OUT and seen[layer]]
     return sorted(kept, key=lambda layer: rank.get(types[layer], -1))
+
+
+def _branches(ds: xr.Dataset) -> list[int]:
+    """The guidance halves; whatever there is where a pipeline names its branches in another way."""
+    names = ds.branch.values.tolist()
+    return [i for i, name in enumerate(names) if name in HALVES] or list(range(len(names)))
+
+
+def _paper_kinds(ds: xr.Dataset) -> xr.Dataset:
+    """K, V and A as the paper defines them for this model; A is missing where what it takes was not recorded."""
+    kinds = [kind for kind in KINDS if kind in ds.kind]
+    if not set(str(ds.attrs.get("transformer", "")).split("+")) & set(A_BEFORE_PROJECTION):
+        return ds.sel(kind=kinds)
+    heads = ds.sel(kind=["o"]).assign_coords(kind=["a"]) if "o" in ds.kind else ds.sel(kind=["a"]).where(False)
+    return xr.concat([ds.sel(kind=[kind for kind in kinds if kind != "a"]), heads], "kind", data_vars="minimal")
 
 
 def _join(ds: xr.Dataset, wanted: xr.DataArray) -> dict[str, xr.DataArray]:

@@ -1,87 +1,95 @@
-"""Picks up K, V and A where they exist, and says whose tokens they are.
+"""Picks up activations where they exist, and says whose tokens they are.
 
-K and V are taken as they enter `scaled_dot_product_attention`, which every native attention of diffusers calls through
-`torch.nn.functional`; A is what the attention module returns. Hooks on the modules tell which layer is at work.
+Q, K, V and the heads' outputs are taken as they enter and leave `scaled_dot_product_attention`, which every native
+attention of diffusers calls through `torch.nn.functional`; A is what the attention module returns, F what a
+feed-forward network returns. Hooks on the modules tell which layer is at work.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-from diffusers.models.attention import AttentionModuleMixin
-from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
-from diffusers.models.attention_processor import Attention, MochiAttention
 from torch import Tensor, nn
 
+from dit_tracer.recording.backend import eager, intercepted, native
 from dit_tracer.recording.clock import Clock
-from dit_tracer.recording.families import FAMILIES, PLAIN, Family
+from dit_tracer.recording.families import Parts
+from dit_tracer.recording.layout import Attended, Tokens, Watch, joined, kind_of_attention, ragged, split
+from dit_tracer.recording.sites import Site, UnsupportedError, find_attention, find_feed_forward
 
-ATTENTION = (Attention, MochiAttention, AttentionModuleMixin)
-"""What diffusers itself takes for an attention layer (its hooks/_common.py)."""
+Sink = Callable[[str, str, str, Tensor, "list[int] | None"], None]
+"""Receives layer, stream, kind, tensor and, where elements of a batch have different lengths, how many tokens of each
+exist. Tensors are (batch, head, token, channel), or (batch, token, channel)."""
 
-
-class UnsupportedError(ValueError):
-    """A model that cannot be recorded; the message says why."""
-
-    exit_code = 1
-
-
-Sink = Callable[["Site", str, str, Tensor], None]
-"""Receives layer, stream, kind and tensor: (batch, head, token, channel), or (batch, token, channel) for A."""
-
-
-@dataclass
-class Site:
-    """One attention module, and its type once it has run."""
-
-    name: str
-    path: str
-    family: Family
-    heads: int
-    type: str = ""
+ENCODER = ("encoder_hidden_states", "norm_encoder_hidden_states", "context", "cond")
+TEXT_FEED_FORWARD = ("ff_context", "txt_mlp", "ff_t")
+PROJECTIONS = {"to_q": "q", "to_k": "k", "to_v": "v"}
 
 
 @dataclass
 class Frame:
-    """An attention module at work."""
+    """An attention module at work: what it was given, and the attention calls it made."""
 
     site: Site
-    hidden: int
-    encoder: int | None
-    seen: bool = False
+    hidden: Tensor
+    encoder: Tensor | None
+    calls: list[Attended] = field(default_factory=list)
+    projected: dict[str, Tensor] = field(default_factory=dict)
+    watch: Watch | None = None
+
+    @property
+    def text(self) -> int | None:
+        return None if self.encoder is None else self.encoder.shape[1]
 
 
 class Capture:
-    """Within a `with` block, hands K, V and A of every attention layer to `sink`.
+    """Within a `with` block, hands the activations of every layer to `sink`.
 
     The sink must be done with a tensor, or keep it unchanged, when it returns.
+
+    Args:
+        kinds: What to hand over: q, k, v, o, a, f.
+        attention: Patterns of the modules to take for attention layers, instead of those of diffusers' classes.
     """
 
-    def __init__(self, transformers: dict[str, nn.Module], clock: Clock, sink: Sink) -> None:
+    def __init__(
+        self,
+        networks: dict[str, nn.Module],
+        clock: Clock,
+        sink: Sink,
+        kinds: tuple[str, ...] = ("k", "v", "a"),
+        attention: tuple[str, ...] = (),
+    ) -> None:
         self._clock = clock
         self._sink = sink
+        self._kinds = kinds
         self._frames: list[Frame] = []
-        self._sites = {
-            module: Site(f"{name}.{path}", path, FAMILIES.get(type(transformer).__name__, PLAIN), _heads(module))
-            for name, transformer in transformers.items()
-            for path, module in transformer.named_modules()
-            if isinstance(module, ATTENTION)
-        }
-        if not self._sites:
-            classes = ", ".join(type(t).__name__ for t in transformers.values())
-            raise UnsupportedError(f"{classes}: no attention modules found; dit-trace knows those of diffusers")
+        self.sites = find_attention(networks, attention)
+        self.feed_forward = find_feed_forward(networks, self.sites) if "f" in kinds else []
+        self._at = {site.module: site for site in (*self.sites, *self.feed_forward)}
+        self._encoders = {site.module: _parameters(site.module) for site in self.sites}
+        self._tokens: dict[str, Tokens] = {}
+        self.fired: dict[str, Site] = {}
+        self.on_layer: Callable[[Site, Tensor], None] | None = None
+        """Called with a layer and the latent tokens it was given, when it has run."""
 
     def __enter__(self) -> Capture:
         with ExitStack() as undo:
-            undo.enter_context(_native_attention(self._sites))
-            undo.enter_context(_intercepted(self._on_attention))
-            for module in self._sites:
-                undo.callback(module.register_forward_pre_hook(self._on_enter, with_kwargs=True).remove)
-                undo.callback(module.register_forward_hook(self._on_leave, with_kwargs=True).remove)
+            undo.enter_context(eager())
+            undo.enter_context(native([site.module for site in self.sites]))
+            undo.enter_context(intercepted(self._on_attention))
+            for site in self.sites:
+                undo.callback(site.module.register_forward_pre_hook(self._on_enter, with_kwargs=True).remove)
+                undo.callback(site.module.register_forward_hook(self._on_leave).remove)
+                for name, part in site.module.named_children() if site.type == "linear" else ():
+                    if name in PROJECTIONS:
+                        undo.callback(part.register_forward_hook(self._on_projection).remove)
+            for site in self.feed_forward:
+                undo.callback(site.module.register_forward_hook(self._on_feed_forward).remove)
             self._undo = undo.pop_all()
         return self
 
@@ -89,116 +97,242 @@ class Capture:
         self._undo.close()
 
     def reset(self) -> None:
-        """Forget layers that an error left at work."""
+        """Forget what an earlier generation left."""
         self._frames.clear()
+        self._tokens.clear()
+        self.fired = {}
+
+    @property
+    def silent(self) -> list[str]:
+        """Layers that have not run since the last reset."""
+        return [site.name for site in self._at.values() if site.name not in self.fired]
+
+    def tokens(self, latent: int) -> Tokens:
+        """Latent and text tokens of the network at work; `latent` tokens alone where its layers tell no more."""
+        return self._tokens.get(self._clock.network, Tokens((("latent", latent),)))
+
+    # Hooks -------------------------------------------------------------------
 
     def _on_enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        hidden = args[0] if args else kwargs["hidden_states"]
-        encoder = args[1] if len(args) > 1 else kwargs.get("encoder_hidden_states")
-        tokens = encoder.shape[1] if isinstance(encoder, Tensor) else None
-        self._frames.append(Frame(self._sites[module], hidden.shape[1], tokens))
+        site = self._at[module]
+        given = dict(zip(self._encoders[module], args)) | kwargs
+        tensors = [value for value in given.values() if isinstance(value, Tensor) and value.ndim >= 2]
+        if not tensors:
+            raise UnsupportedError(f"{site.name} ({type(module).__name__}) was given no tensor of tokens")
+        frame = Frame(site, tensors[0], encoder := _encoder(given))
+        if encoder is not None and site.text_first is None and site.family.text_first is None:
+            frame.watch = Watch().on(module)
+        self._frames.append(frame)
 
-    def _on_attention(self, key: Tensor, value: Tensor) -> None:
-        if not self._frames or self._frames[-1].seen:
-            return
+    def _on_attention(self, query: Tensor, key: Tensor, value: Tensor, output: Tensor) -> None:
+        if self._frames:
+            tensors = (t.unsqueeze(1) if t.ndim == 3 else t for t in (query, key, value, output))
+            self._frames[-1].calls.append(Attended(*tensors))
+
+    def _on_projection(self, part: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         frame = self._frames[-1]
-        kind = self._type(frame, key.shape[2])
-        if kind is None:
-            return
-        frame.seen = True
-        frame.site.type = kind
-        for name, tensor in (("k", key), ("v", value)):
-            for stream, part in self._split(frame, tensor, 2):
-                self._sink(frame.site, stream, name, part)
+        name = next(name for name, child in frame.site.module.named_children() if child is part)
+        frame.projected[PROJECTIONS[name]] = output
 
-    def _on_leave(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    def _on_leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         frame = self._frames.pop()
-        if not frame.seen:
-            raise RuntimeError(
-                f"{frame.site.name} ({type(module).__name__}) ran without scaled dot-product attention on its tokens; "
-                "this layer cannot be traced"
-            )
-        if frame.site.type == "joint":
-            parts = zip(("latent", "text"), output)
-        elif frame.site.type == "single":
-            parts = self._split(frame, output, 1)
+        if frame.watch is not None:
+            frame.watch.off()
+        for stream, kind, tensor, lengths in self._read(frame, output):
+            if kind in self._kinds:
+                self._sink(frame.site.name, stream, kind, tensor, lengths)
+        self.fired[frame.site.name] = frame.site
+        if self.on_layer is not None:
+            self.on_layer(frame.site, frame.hidden)
+
+    def _on_feed_forward(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        site = self._at[module]
+        output = _as_tokens(output[0] if isinstance(output, tuple) else output)
+        tokens = self.tokens(output.shape[1])
+        name = site.path.rpartition(".")[2]
+        if name in TEXT_FEED_FORWARD:
+            parts: Parts = (("text", output.shape[1]),)
+        elif name.startswith("audio"):
+            parts = (("audio", output.shape[1]),)
         else:
-            parts = iter([("latent", output[0] if isinstance(output, tuple) else output)])
-        for stream, part in parts:
-            if part is not None:
-                self._sink(frame.site, stream, "a", part)
+            parts = tokens.parts if output.shape[1] == tokens.total else (("latent", output.shape[1]),)
+        for stream, part in split(output, 1, parts):
+            self._sink(site.name, stream, "f", part, None)
+        self.fired[site.name] = site
 
-    def _type(self, frame: Frame, tokens: int) -> str | None:
-        """What kind of attention this is, by the number of tokens in K; None for a side call, as IP-Adapter makes."""
-        if frame.encoder is not None:
-            return {frame.hidden + frame.encoder: "joint", frame.encoder: "cross"}.get(tokens)
-        if tokens != frame.hidden:
-            return None
-        return "single" if frame.site.family.is_single(frame.site.path) else "self"
+    # Reading a frame ---------------------------------------------------------
 
-    def _split(self, frame: Frame, tensor: Tensor, axis: int) -> Iterator[tuple[str, Tensor]]:
-        """The parts of a tensor by stream."""
-        if frame.site.type in ("self", "cross"):
-            yield ("text" if frame.site.type == "cross" else "latent"), tensor
-            return
-        text = frame.encoder if frame.encoder is not None else self._clock.text_tokens
-        latent = tensor.shape[axis] - text
-        at = (text, 0) if frame.site.family.text_first else (0, latent)
-        yield "latent", tensor.narrow(axis, at[0], latent)
-        yield "text", tensor.narrow(axis, at[1], text)
+    def _read(self, frame: Frame, output: Any) -> Iterator[tuple[str, str, Tensor, list[int] | None]]:
+        """Stream, kind, tensor and lengths of everything a layer computed."""
+        site = frame.site
+        if site.type == "linear":
+            missing = {"k", "v"} - set(frame.projected)
+            if missing:
+                raise UnsupportedError(f"{site.name}: linear attention without to_k and to_v of its own (fused?)")
+            outputs = frame.projected | {"a": _as_tokens(_main(output))}
+            yield from (("latent", kind, tensor, None) for kind, tensor in outputs.items())
+        elif self._one_by_one(frame):
+            yield from self._read_ragged(frame, output)
+        else:
+            yield from self._read_whole(frame, output)
 
+    def _read_whole(self, frame: Frame, output: Any) -> Iterator[tuple[str, str, Tensor, list[int] | None]]:
+        call, kind = self._main_call(frame)
+        site = frame.site
+        site.type = kind
+        kv, a = site.family.streams_of(site.path) or ("text" if kind == "cross" else "latent", "latent")
+        keys: Parts = ((kv, call.key.shape[2]),)
+        if kind in ("joint", "single"):
+            tokens = self._joined(frame, call, kind)
+            self._tokens[self._clock.network] = tokens
+            keys = tokens.parts
+        together = len(keys) > 1
+        queries = keys if together and call.query.shape[2] == call.key.shape[2] else ((a, call.query.shape[2]),)
+        sides = {"k": (call.key, keys), "v": (call.value, keys), "q": (call.query, queries), "o": (call.output, queries)}
+        for name, (tensor, parts) in sides.items():
+            yield from ((stream, name, part, None) for stream, part in split(tensor, 2, parts))
+        for stream, extra in self._further(frame, call):
+            yield from ((stream, name, tensor, None) for name, tensor in (("k", extra.key), ("v", extra.value)))
+        for stream, part in self._outputs(output, keys if together else ((a, 0),)):
+            yield stream, "a", part, None
 
-def find_transformers(pipeline: Any) -> dict[str, nn.Module]:
-    """The denoising models of a pipeline, by the name of the component."""
-    found = {
-        name: part
-        for name, part in pipeline.components.items()
-        if isinstance(part, nn.Module) and name.split("_")[0] == "transformer"
-    }
-    if not found:
+    def _read_ragged(self, frame: Frame, output: Any) -> Iterator[tuple[str, str, Tensor, list[int] | None]]:
+        """Elements of the batch attended one by one, each with its own number of text tokens (Mochi)."""
+        frame.site.type = "joint"
+        latent = frame.hidden.shape[1]
+        first = self._text_first(frame, frame.calls[0], frame.calls[0].key.shape[2] - latent)
+        lengths = [call.key.shape[2] - latent for call in frame.calls]
+        self._tokens[self._clock.network] = joined(latent, frame.text, first)
+        parts = [joined(latent, length, first).parts for length in lengths]
+        sides = {"k": "key", "v": "value", "q": "query", "o": "output"}
+        for name in (kind for kind in sides if kind in self._kinds):
+            tensors = [getattr(call, sides[name]) for call in frame.calls]
+            for stream, (tensor, _) in ragged(tensors, parts).items():
+                yield stream, name, tensor, None if stream == "latent" else lengths
+        latents, texts = output
+        yield "latent", "a", latents, None
+        if texts is not None:
+            pieces = [text[None, None, :n] for text, n in zip(texts, lengths)]
+            padded, _ = ragged(pieces, [(("text", n),) for n in lengths])["text"]
+            yield "text", "a", padded.squeeze(1), lengths
+
+    def _one_by_one(self, frame: Frame) -> bool:
+        """Whether the elements of the batch were attended apart, each with its own text tokens."""
+        if frame.encoder is None or len(frame.calls) != len(frame.hidden) or frame.site.family.type(frame.site.path):
+            return False
+        latent, text = frame.hidden.shape[1], frame.encoder.shape[1]
+        lengths = [call.key.shape[2] - latent for call in frame.calls]
+        alone = all(len(call.key) == 1 and call.query.shape[2] == call.key.shape[2] for call in frame.calls)
+        return alone and all(0 < n <= text for n in lengths) and (len(lengths) > 1 or lengths[0] != text)
+
+    def _main_call(self, frame: Frame) -> tuple[Attended, str]:
+        """The attention call that is the layer's own, and the layer's type."""
+        site, hidden, text = frame.site, frame.hidden.shape[1], frame.text
+        wanted = site.family.type(site.path)
+        if wanted and frame.calls:
+            return frame.calls[-1], wanted
+        for call in frame.calls:
+            kind = kind_of_attention(hidden, text, frame.encoder is frame.hidden, call)
+            if kind == "self":
+                return call, self._refined(frame, call)
+            if kind:
+                return call, kind
+        if self._cross_in_parts(frame):
+            return frame.calls[-1], "cross"
+        what = f"{site.name} ({type(site.module).__name__})"
+        if not frame.calls:
+            raise UnsupportedError(
+                f"{what} ran without scaled dot-product attention; if it is linear attention, declare it in "
+                "dit_tracer/recording/families.py; a sparse or flex backend cannot be traced"
+            )
+        numbers = ", ".join("{} queries to {} keys".format(*call.tokens) for call in frame.calls)
         raise UnsupportedError(
-            f"{type(pipeline).__name__} has no transformer; dit-trace records diffusion transformers"
+            f"{what} was given {hidden} and {text or 'no'} further tokens, and attended {numbers}: "
+            "dit-trace cannot tell whose tokens those are; a row of dit_tracer/recording/families.py can"
         )
-    return found
+
+    def _refined(self, frame: Frame, call: Attended) -> str:
+        """`single` if the sequence has the tokens of both streams of earlier layers; by place for folded axes."""
+        tokens = self._tokens.get(self._clock.network)
+        if tokens and call.key.shape[2] == tokens.total != tokens.latent:
+            return "single"
+        if len(call.key) > self._clock.batch:
+            return "temporal" if "temporal" in frame.site.path or "motion" in frame.site.path else "spatial"
+        return "self"
+
+    def _cross_in_parts(self, frame: Frame) -> bool:
+        """Whether the layer attends to its further tokens in several calls, as Wan does to an image and a text."""
+        queries = {call.query.shape[2] for call in frame.calls}
+        keys = sum(call.key.shape[2] for call in frame.calls)
+        return len(frame.calls) > 1 and queries == {frame.hidden.shape[1]} and keys == frame.text
+
+    def _further(self, frame: Frame, main: Attended) -> Iterator[tuple[str, Attended]]:
+        """Further calls of a cross-attention layer that attend to tokens of another stream."""
+        stream = "image" if self._cross_in_parts(frame) else frame.site.family.further
+        if stream and frame.site.type == "cross":
+            yield from ((stream, call) for call in frame.calls if call is not main)
+
+    def _joined(self, frame: Frame, call: Attended, kind: str) -> Tokens:
+        """How the streams line up in a layer that attends to several."""
+        keys = call.key.shape[2]
+        if kind == "joint":
+            text = frame.text
+            return joined(keys - text, text, self._text_first(frame, call, text))
+        parts = self._clock.parts(frame.site.family, keys)
+        known = Tokens(parts) if parts else self._tokens.get(self._clock.network)
+        if known is None or known.total != keys or min(length for _, length in known.parts) < 0:
+            raise UnsupportedError(f"{frame.site.name}: {keys} tokens, and it is not known which of them are text")
+        return known
+
+    def _text_first(self, frame: Frame, call: Attended, text: int) -> bool:
+        """Whether text comes first, as the family says or, asked once a layer, as the values of V show."""
+        site = frame.site
+        if site.family.text_first is not None:
+            return site.family.text_first
+        if site.text_first is None and frame.watch is not None:
+            site.text_first = frame.watch.text_first(call.value, frame.hidden, frame.encoder, text)
+        if site.text_first is None:
+            raise UnsupportedError(
+                f"{site.name} ({type(site.module).__name__}): whether its text tokens come before or after the latent "
+                "ones cannot be seen; a row of dit_tracer/recording/families.py can say (text_first)"
+            )
+        return site.text_first
+
+    def _outputs(self, output: Any, keys: Parts) -> Iterator[tuple[str, Tensor]]:
+        """What the module returned, by stream: apart, joined, or latent alone."""
+        if isinstance(output, (tuple, list)) and len(keys) > 1 and len(output) > 1:
+            for stream, part in zip(("latent", "text"), output):
+                if isinstance(part, Tensor):
+                    yield stream, _as_tokens(part)
+            return
+        whole = _as_tokens(_main(output))
+        if len(keys) > 1 and whole.shape[1] == sum(length for _, length in keys):
+            yield from split(whole, 1, keys)
+        else:
+            yield "latent" if len(keys) > 1 else keys[0][0], whole
 
 
-def _heads(module: nn.Module) -> int:
-    return int(getattr(module, "heads", 0))
+def _encoder(given: dict[str, Any]) -> Tensor | None:
+    """The tokens that an attention module was given beside its own; the first of several (IP-Adapter, Cosmos)."""
+    for name in ENCODER:
+        value = given.get(name)
+        first = value[0] if isinstance(value, (tuple, list)) and value else value
+        if isinstance(first, Tensor):
+            return first.flatten(1, -2) if first.ndim > 3 else first
+    return None
 
 
-@contextmanager
-def _intercepted(watch: Callable[[Tensor, Tensor], None]) -> Iterator[None]:
-    """Show K and V of every call of scaled dot-product attention to `watch`."""
-    functional = torch.nn.functional
-    original = functional.scaled_dot_product_attention
-
-    def watched(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        watch(key, value)
-        functional.scaled_dot_product_attention = original  # diffusers' layer skipping asks whether it is the original
-        try:
-            return original(query, key, value, *args, **kwargs)
-        finally:
-            functional.scaled_dot_product_attention = watched
-
-    functional.scaled_dot_product_attention = watched
-    try:
-        yield
-    finally:
-        functional.scaled_dot_product_attention = original
+def _main(output: Any) -> Tensor:
+    return output[0] if isinstance(output, (tuple, list)) else output
 
 
-@contextmanager
-def _native_attention(modules: Any) -> Iterator[None]:
-    """Attend with PyTorch's own function; the chosen backends are put back."""
-    processors = {id(p): p for m in modules if hasattr(p := getattr(m, "processor", None), "_attention_backend")}
-    chosen = [(processor, processor._attention_backend) for processor in processors.values()]
-    active = _AttentionBackendRegistry._active_backend
-    _AttentionBackendRegistry._active_backend = AttentionBackendName.NATIVE
-    for processor, _ in chosen:
-        processor._attention_backend = None
-    try:
-        yield
-    finally:
-        _AttentionBackendRegistry._active_backend = active
-        for processor, backend in chosen:
-            processor._attention_backend = backend
+def _as_tokens(tensor: Tensor) -> Tensor:
+    """(batch, token, channel): packed sequences are a batch of one; channels that are split by head are joined."""
+    if tensor.ndim == 2:
+        return tensor.unsqueeze(0)
+    return tensor.flatten(2) if tensor.ndim > 3 else tensor
+
+
+def _parameters(module: nn.Module) -> list[str]:
+    """Names of the arguments of a module's forward."""
+    return list(inspect.signature(type(module).forward).parameters)[1:]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -9,59 +10,78 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dit_tracer.recording.families import Family, Parts
 from dit_tracer.recording.patching import around
+from dit_tracer.recording.sites import family_of
 
-BATCHED = ("uncond", "cond")
-"""Order of the halves in the pipelines of diffusers that run both in one batch."""
+HALVES = (("uncond", "cond"), ("uncond", "cond", "perturbed"))
+"""Order of the parts in the pipelines of diffusers that run several in one batch."""
 
 
 class Clock:
     """The place in the denoising loop of `pipeline`, kept up to date within a `with` block.
 
-    A step ends when the pipeline calls its scheduler. Within a step every call of a transformer has branches: the name
-    given to `cache_context`, both halves if the batch holds the same latents twice, else `cond`.
+    A step ends when the pipeline calls its scheduler. Within a step every call of a network has branches: the name
+    given to `cache_context`; else, if the batch holds the same latents several times, one for each part; else `cond`
+    for the first call, and for a further one with the same latents `uncond`.
     """
 
-    def __init__(self, pipeline: Any, transformers: dict[str, nn.Module]) -> None:
+    def __init__(self, pipeline: Any, networks: dict[str, nn.Module]) -> None:
         self._pipeline = pipeline
-        self._transformers = transformers
+        self._names = {network: name for name, network in networks.items()}
+        self._parameters = {n: list(inspect.signature(type(n).forward).parameters)[1:] for n in networks.values()}
         self._undo = ExitStack()
         self.reset()
 
     def reset(self) -> None:
         """Back to the first step of a new generation."""
-        self.timesteps: list[float] = []
         self.sigmas: list[float] = []
+        self.network = ""
         self.branches: tuple[str, ...] = ()
         self.batch = 0
-        self.text_tokens = 0
+        self._timesteps: list[Any] = []
+        self._given: dict[str, Any] = {}
         self._context: str | None = None
         self._calls = 0
-        self._doubled: bool | None = None
+        self._first: Any = None
+        self._alike: dict[tuple[str, int, int], int] = {}
+        self._repeats: dict[tuple[str, int, int], bool] = {}
 
     @property
     def step(self) -> int:
-        return len(self.timesteps)
+        return len(self._timesteps)
+
+    @property
+    def timesteps(self) -> list[float]:
+        """Timestep of every step that was made; read when they are done, for it makes a GPU wait."""
+        return [float(torch.as_tensor(t).flatten()[0]) for t in self._timesteps]
 
     def __enter__(self) -> Clock:
         self.scheduler = scheduler = self._pipeline.scheduler
         with ExitStack() as undo:
             undo.enter_context(around(type(scheduler), "step", scheduler, self._on_step))
-            for transformer in self._transformers.values():
-                hook = transformer.register_forward_pre_hook(self._on_call, with_kwargs=True)
-                undo.callback(hook.remove)
-                if hasattr(transformer, "cache_context"):
-                    undo.enter_context(around(type(transformer), "cache_context", transformer, self._on_context))
+            for network in self._names:
+                undo.callback(network.register_forward_pre_hook(self._on_call, with_kwargs=True).remove)
+                if hasattr(network, "cache_context"):
+                    undo.enter_context(around(type(network), "cache_context", network, self._on_context))
             self._undo = undo.pop_all()
         return self
 
     def __exit__(self, *error: object) -> None:
         self._undo.close()
 
+    def parts(self, family: Family, tokens: int) -> Parts | None:
+        """How the tokens of a sequence line up that the network joined before its layers, as its row tells."""
+        if family.parts is None:
+            return None
+        if tokens not in self._parts:  # asked once a call: counting a mask makes a GPU wait
+            self._parts[tokens] = family.parts(self._given, tokens)
+        return self._parts[tokens]
+
     def _on_step(self, step: Callable[..., Any], model_output: Tensor, timestep: Any, *args: Any, **kwargs: Any) -> Any:
         result = step(model_output, timestep, *args, **kwargs)
         self.sigmas.append(noise_level(self.scheduler, timestep))
-        self.timesteps.append(float(timestep))
+        self._timesteps.append(timestep.clone() if isinstance(timestep, Tensor) else timestep)
         self._calls = 0
         return result
 
@@ -74,23 +94,48 @@ class Clock:
         finally:
             self._context = None
 
-    def _on_call(self, transformer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        latents = args[0] if args else kwargs["hidden_states"]
-        text = kwargs.get("encoder_hidden_states")
-        self.batch = latents.shape[0]
-        self.text_tokens = text.shape[1] if isinstance(text, Tensor) else 0
-        self.branches = self._branches(latents)
+    def _on_call(self, network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._given = dict(zip(self._parameters[network], args)) | kwargs
+        latents = next(v for v in self._given.values() if isinstance(v, (Tensor, list)))
+        self._parts: dict[int, Parts] = {}
+        self.network = self._names[network]
+        self.batch = len(latents)
+        self.branches = self._branches(family_of(network), latents)
+        if self._calls == 0:
+            self._first = latents
         self._calls += 1
 
-    def _branches(self, latents: Tensor) -> tuple[str, ...]:
-        if self._context not in (None, "cond_uncond"):
-            return (str(self._context),)
-        if self._doubled is None:  # asked once a prompt: comparing tensors makes a GPU wait
-            half = len(latents) // 2
-            self._doubled = len(latents) % 2 == 0 and torch.equal(latents[:half], latents[half:])
-        if self._doubled:
-            return BATCHED
-        return ("cond",) if self._calls == 0 else (f"call{self._calls}",)
+    def _branches(self, family: Family, latents: Any) -> tuple[str, ...]:
+        if self._context is not None and not self._context.startswith("cond_"):
+            return (self._context.removeprefix("pred_"),)
+        if self.network.startswith("uncond"):
+            return ("uncond",)
+        asked = self.network, self._calls, len(latents)
+        if asked not in self._alike:  # once a prompt: comparing tensors makes a GPU wait
+            self._alike[asked] = next((n for n in (3, 2) if _repeated(latents, n)), 1)
+        parts = self._alike[asked]
+        if parts > 1:
+            return next(names for names in (*family.halves, *HALVES) if len(names) == parts)
+        if self._calls == 0:
+            return family.calls[:1]
+        if asked not in self._repeats:
+            self._repeats[asked] = _equal(latents, self._first)
+        known = self._repeats[asked] and self._calls < len(family.calls)
+        return (family.calls[self._calls] if known else f"call{self._calls}",)
+
+
+def _repeated(latents: Any, times: int) -> bool:
+    """Whether the batch is the same latents so many times over."""
+    size = len(latents) // times
+    if size == 0 or len(latents) % times:
+        return False
+    return all(_equal(latents[:size], latents[i * size : (i + 1) * size]) for i in range(1, times))
+
+
+def _equal(one: Any, other: Any) -> bool:
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return one.shape == other.shape and not one.is_meta and torch.equal(one, other)
+    return type(one) is type(other) and len(one) == len(other) and all(map(_equal, one, other))
 
 
 def noise_level(scheduler: Any, timestep: Any) -> float:

@@ -9,11 +9,12 @@ import numpy as np
 import torch
 from dit_formats.errors import ConflictError
 from dit_formats.reader import Trace
-from dit_formats.schema import KINDS, STEP_STATISTICS, TRANSITION_STATISTICS, StreamData
+from dit_formats.schema import STACK, STACK_STATISTICS, STEP_STATISTICS, TRANSITION_STATISTICS, StreamData
 from torch import Tensor
 
 from dit_tracer.recording.sampling import Positions, positions
 from dit_tracer.recording.settings import Sample
+from dit_tracer.recording.stack import SITES
 
 Key = tuple[str, str, str]
 """Stream, kind and layer."""
@@ -21,47 +22,65 @@ Key = tuple[str, str, str]
 
 @dataclass(frozen=True)
 class Place:
-    """Which positions are kept of an activation, and how to pick them."""
+    """Which positions are kept of an activation, and how to pick them.
+
+    Args:
+        index: Fold, head, token within the fold, channel within the head, on the activation's device.
+    """
 
     positions: Positions
     index: tuple[Tensor, ...]
+
+    def pick(self, grouped: Tensor) -> Tensor:
+        """Values at the positions, (group, position); NaN for tokens that this activation does not have."""
+        fold, head, token, channel = self.index
+        tokens = grouped.shape[3]
+        values = grouped[:, fold, head, token.clamp(max=tokens - 1), channel]
+        return values if int(self.positions.last_token) < tokens else values.where(token < tokens, torch.nan)
 
 
 class Places:
     """The places of a model; each is chosen when it is first seen, and stays.
 
+    Positions refer to the longest text that may come: a shorter one lacks some of them.
+
     Args:
         shapes: Tokens and channels that activations had in earlier runs.
+        text_tokens: Tokens that the text of a prompt may have.
     """
 
-    def __init__(self, sample: Sample, shapes: dict[Key, tuple[int, int]] | None = None) -> None:
+    def __init__(
+        self, sample: Sample, shapes: dict[Key, tuple[int, int]] | None = None, text_tokens: int = 0
+    ) -> None:
         self._sample = sample
         self._places: dict[Key, Place] = {}
         self._shapes = dict(shapes or {})
+        self.text_tokens = text_tokens
 
     def __call__(self, key: Key, grouped: Tensor) -> Place:
         """The place of an activation (group, fold, head, token, channel)."""
         _, folds, heads, tokens, width = grouped.shape
+        stream, kind, layer = key
+        may_vary = stream == "text" and folds == 1
         shape = folds * tokens, heads * width
-        known = self._shapes.setdefault(key, shape)
-        if known != shape:
-            stream, kind, layer = key
+        known = self._shapes.setdefault(key, (max(shape[0], self.text_tokens), shape[1]) if may_vary else shape)
+        if known[1] != shape[1] or shape[0] > known[0] or (shape[0] < known[0] and not may_vary):
             raise ConflictError(
                 f"{layer}: {kind} of {stream} has {shape[0]} tokens and {shape[1]} channels now, "
                 f"{known[0]} and {known[1]} before; trace other sizes into another folder"
             )
         if key not in self._places:
-            chosen = positions(*shape, self._sample.size(key[0]), self._sample.seed, *key)
-            fold, token = np.divmod(chosen.token, tokens)
+            chosen = positions(*known, self._sample.size(stream), self._sample.seed, *key)
+            fold, token = np.divmod(chosen.token, known[0] // folds)
             head, channel = np.divmod(chosen.channel, width)
             index = tuple(torch.from_numpy(axis).to(grouped.device) for axis in (fold, head, token, channel))
             self._places[key] = Place(chosen, index)
         return self._places[key]
 
-    def arrays(self, stream: str, layers: list[str]) -> dict[str, Any]:
+    def arrays(self, stream: str, kinds: tuple[str, ...], layers: list[str]) -> dict[str, Any]:
         """The arrays of a stream that are the same for all prompts."""
         ours = {key: place for key, place in self._places.items() if key[0] == stream}
-        cell = len(KINDS), len(layers)
+        cell = len(kinds), len(layers)
         n = max(len(place.positions.token) for place in ours.values())
         arrays = {
             "token": np.full((*cell, n), -1),
@@ -71,7 +90,7 @@ class Places:
             "num_channels": np.zeros(cell, "i8"),
         }
         for key, place in ours.items():
-            at, kept = (KINDS.index(key[1]), layers.index(key[2])), len(place.positions.token)
+            at, kept = (kinds.index(key[1]), layers.index(key[2])), len(place.positions.token)
             arrays["num_tokens"][at], arrays["num_channels"][at] = self._shapes[key]
             arrays["token"][at][:kept], arrays["channel"][at][:kept] = place.positions.token, place.positions.channel
             arrays["weight"][at][:kept] = 1 / max(kept, 1)
@@ -80,22 +99,30 @@ class Places:
 
 @dataclass
 class Series:
-    """Rows of one activation in one branch, by step: samples and sums, each (image, ...)."""
+    """Rows of one activation in one branch: samples and sums by step, (image, ...); products by pair of steps."""
 
     dtype: torch.dtype
     samples: dict[int, Tensor] = field(default_factory=dict)
     step_sums: dict[int, Tensor] = field(default_factory=dict)
     transition_sums: dict[int, Tensor] = field(default_factory=dict)
+    pair_products: dict[int, Tensor] = field(default_factory=dict)
 
 
 class Generation:
     """All series of the generation at work."""
 
-    def __init__(self) -> None:
+    def __init__(self, kinds: tuple[str, ...], step_pairs: tuple[tuple[int, int], ...] = ()) -> None:
+        self._kinds = kinds
+        self._step_pairs = step_pairs
         self._series: dict[tuple[Key, str], Series] = {}
+        self._products: dict[tuple[Key, str], dict[int, Tensor]] = {}
 
     def series(self, key: Key, branch: str, dtype: torch.dtype) -> Series:
         return self._series.setdefault((key, branch), Series(dtype))
+
+    def branch_products(self, key: Key, pair: str) -> dict[int, Tensor]:
+        """Products of two branches by step, (image)."""
+        return self._products.setdefault((key, pair), {})
 
     @property
     def num_images(self) -> int:
@@ -107,47 +134,77 @@ class Generation:
         """Everything recorded of one image."""
         names = sorted({stream for (stream, _, _), _ in self._series})
         branches = tuple(sorted({branch for _, branch in self._series}))
-        return {name: self._stream(name, branches, image, layers, steps, places) for name in names}
+        found = {}
+        for name in names:
+            sites = [layer for (stream, _, layer), _ in self._series if stream == name] if name == STACK else []
+            sites = sorted(set(sites), key=lambda site: SITES.index(site) if site in SITES else SITES.index("last") - 0.5)
+            kinds = ("x",) if sites else self._kinds
+            found[name] = self._stream(name, branches, kinds, image, sites or layers, steps, places, tuple(sites))
+        return found
 
     def _stream(
-        self, stream: str, branches: tuple[str, ...], image: int, layers: list[str], steps: int, places: Places
+        self,
+        stream: str,
+        branches: tuple[str, ...],
+        kinds: tuple[str, ...],
+        image: int,
+        layers: list[str],
+        steps: int,
+        places: Places,
+        sites: tuple[str, ...],
     ) -> StreamData:
-        geometry = places.arrays(stream, layers)
-        cell = len(branches), len(KINDS), len(layers)
+        geometry = places.arrays(stream, kinds, layers)
+        cell = len(branches), len(kinds), len(layers)
+        pairs = sorted({pair for _, pair in self._products})
+        changes = STACK_STATISTICS if sites else TRANSITION_STATISTICS
         samples = np.full((*cell, geometry["token"].shape[-1], steps), np.nan, "f4")
         step_sums = np.full((*cell, len(STEP_STATISTICS), steps), np.nan)
-        transition_sums = np.full((*cell, len(TRANSITION_STATISTICS), steps - 1), np.nan)
+        transition_sums = np.full((*cell, len(changes), steps - 1), np.nan)
+        pair_products = np.full((*cell, len(self._step_pairs)), np.nan)
+        branch_products = np.full((len(pairs), *cell[1:], steps), np.nan)
         recorded = np.zeros((*cell, steps), "u1")
         dtypes = set()
         for ((owner, kind, layer), branch), series in self._series.items():
             if owner != stream:
                 continue
-            at = branches.index(branch), KINDS.index(kind), layers.index(layer)
+            at = branches.index(branch), kinds.index(kind), layers.index(layer)
             kept = _numpy(series.samples, image)
             samples[at][: len(kept), list(series.samples)] = kept
             step_sums[at][:, list(series.step_sums)] = _numpy(series.step_sums, image)
             if series.transition_sums:
                 transition_sums[at][:, list(series.transition_sums)] = _numpy(series.transition_sums, image)
+            if series.pair_products:
+                pair_products[at][list(series.pair_products)] = _numpy(series.pair_products, image)
             recorded[at][list(series.samples)] = 1
             dtypes.add(str(series.dtype).removeprefix("torch."))
+        for ((owner, kind, layer), pair), rows in self._products.items():
+            if owner == stream and rows:
+                at = pairs.index(pair), kinds.index(kind), layers.index(layer)
+                branch_products[at][list(rows)] = _numpy(rows, image)
         arrays = {
             "samples": samples[None],
             "step_sums": step_sums[None],
             "transition_sums": transition_sums[None],
             "recorded": recorded,
         }
-        return StreamData(branches, KINDS, "+".join(sorted(dtypes)), arrays | geometry)
+        if pairs:
+            arrays["branch_products"] = branch_products[None]
+        if self._step_pairs:
+            arrays["pair_products"] = pair_products[None]
+        told = tuple(f"{one}:{other}" for one, other in self._step_pairs)
+        dtype = "+".join(sorted(dtypes))
+        return StreamData(branches, kinds, dtype, arrays | geometry, sites, tuple(pairs), told)
 
 
 def shapes_of(trace: Trace) -> dict[Key, tuple[int, int]]:
     """Tokens and channels of every activation in a trace."""
     shapes = {}
-    for stream in trace.streams:
+    for stream in (*trace.streams, *((STACK,) if trace.has_stack else ())):
         tokens, channels = (trace.geometry(stream, name) for name in ("num_tokens", "num_channels"))
         for row, kind in enumerate(trace.kinds(stream)):
-            for column, layer in enumerate(trace.layers):
+            for column, layer in enumerate(trace.sites(stream) or [layer.name for layer in trace.layers]):
                 if tokens[row, column]:
-                    shapes[stream, kind, layer.name] = int(tokens[row, column]), int(channels[row, column])
+                    shapes[stream, kind, layer] = int(tokens[row, column]), int(channels[row, column])
     return shapes
 
 

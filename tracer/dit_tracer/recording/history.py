@@ -46,6 +46,11 @@ class History:
         self._kept[place] = _Kept(step, kept, watched, _version(watched))
         return last.tensor if last is not None and last.step == step - 1 else None
 
+    def at(self, place: Hashable, step: int) -> Tensor | None:
+        """The activation of a place at this step, if it is the last one kept."""
+        last = self._kept.get(place)
+        return last.tensor if last is not None and last.step == step else None
+
     def clear(self) -> None:
         """Forget the activations, but not which places must be copied."""
         self._kept.clear()

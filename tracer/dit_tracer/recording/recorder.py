@@ -3,30 +3,44 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import os
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from dit_formats.console import plural
 from dit_formats.errors import ConflictError, PresentError, TraceError
 from dit_formats.reader import Trace, open_trace, shard_paths
-from dit_formats.schema import Layer, Prompt, Run, Shard, told_differences
+from dit_formats.schema import STACK, Layer, Prompt, Run, Shard, told_differences
 from dit_formats.writer import clear_failure, write_failure, write_shard
 from torch import Tensor
 
-from dit_tracer.recording.capture import Capture, Site, find_transformers
+from dit_tracer.recording.capture import Capture
 from dit_tracer.recording.clock import Clock
-from dit_tracer.recording.generation import Generation, Places, shapes_of
+from dit_tracer.recording.generation import Generation, Key, Places, Series, shapes_of
 from dit_tracer.recording.history import History
 from dit_tracer.recording.patching import around
-from dit_tracer.recording.settings import Sample, call_settings, describe, provenance
-from dit_tracer.recording.statistics import step_sums, transition_sums
+from dit_tracer.recording.settings import Sample, What, call_settings, describe, provenance
+from dit_tracer.recording.sites import UnsupportedError, find_networks
+from dit_tracer.recording.stack import Stack
+from dit_tracer.recording.statistics import norm_ratios, products, step_sums, transition_sums
 
 
-def record(pipeline: Any, path: str | Path, *, model: str | None = None, sample: Sample | None = None) -> Recorder:
+def record(
+    pipeline: Any,
+    path: str | Path,
+    *,
+    model: str | None = None,
+    sample: Sample | None = None,
+    what: What | None = None,
+    **options: Any,
+) -> Recorder:
     """A recorder of `pipeline` into the trace at `path`, new or of the same settings; use it in a `with` block.
 
     Args:
@@ -34,9 +48,12 @@ def record(pipeline: Any, path: str | Path, *, model: str | None = None, sample:
         path: Folder of the trace; made when the first prompt is done.
         model: Name to give the model; the pipeline's own by default.
         sample: How much to keep of the activations themselves.
+        what: What to record; its fields may also be given here by name, as `kinds=("k", "v", "a", "f")` or, for a
+            network whose attention modules are not of diffusers' classes, `attention=["blocks.*.attn"]`.
 
     Raises:
         TraceError: There is something else at `path`, or a trace with other settings.
+        UnsupportedError: The pipeline has no attention modules that are known; the message shows what it has.
 
     Example:
         with dit_tracer.record(pipe, "flux.trace") as recorder:
@@ -44,7 +61,9 @@ def record(pipeline: Any, path: str | Path, *, model: str | None = None, sample:
                 pipe(text, generator=torch.Generator().manual_seed(42))
     """
     name = model or Path(str(getattr(pipeline, "name_or_path", "") or type(pipeline).__name__)).name
-    return Recorder(pipeline, Path(path), name, sample or Sample(), existing_trace(Path(path)))
+    named = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
+    what = replace(what or What(), **named)
+    return Recorder(pipeline, Path(path), name, sample or Sample(), existing_trace(Path(path)), what=what)
 
 
 class Recorder:
@@ -63,16 +82,20 @@ class Recorder:
         sample: Sample,
         before: Trace | None,
         num_prompts: int | None = None,
+        what: What | None = None,
     ) -> None:
         self.path = path
         self._pipeline = pipeline
         self._num_prompts = num_prompts
-        transformers = find_transformers(pipeline)
-        self._clock = Clock(pipeline, transformers)
-        self._capture = Capture(transformers, self._clock, self._on_activation)
-        self._settings = describe(pipeline, transformers, model, sample)
+        self._what = what = what or What()
+        networks = find_networks(pipeline)
+        self._kinds = what.kinds_for(networks)
+        self._clock = Clock(pipeline, networks)
+        self._capture = Capture(networks, self._clock, self._on_activation, self._kinds, what.attention)
+        self._stack = Stack(networks, self._capture, self._clock, self._on_state, what.boundaries) if what.stack else None
+        self._settings = describe(pipeline, networks, model, sample) | what.as_settings(self._kinds)
         self._sample = sample
-        self._layers: dict[str, Site] = {}
+        self._anchors: dict[Any, Tensor] = {}
         self._history = History()
         self._generation: Generation | None = None
         self._entered = self._finished = False
@@ -91,6 +114,8 @@ class Recorder:
         with ExitStack() as undo:
             undo.enter_context(self._clock)
             undo.enter_context(self._capture)
+            if self._stack is not None:
+                undo.enter_context(self._stack)
             undo.enter_context(around(type(self._pipeline), "__call__", self._pipeline, self._on_generate))
             self._undo = undo.pop_all()
         self._entered = True
@@ -114,10 +139,16 @@ class Recorder:
         return (text, seed, image) in self._keys
 
     @contextmanager
-    def prompt(self, text: str, seed: int = 0, index: int | None = None) -> Iterator[None]:
+    def prompt(
+        self, text: str, seed: int = 0, index: int | None = None, *, varies: tuple[str, ...] = ()
+    ) -> Iterator[None]:
         """Record the one generation made in this block under `text` and `seed`.
 
         Should the block fail, a note says why, and the trace stays as it was.
+
+        Args:
+            varies: Arguments of the pipeline's call that belong to this prompt, as a negative prompt or an image, and
+                need not be the same for all prompts of the trace.
 
         Raises:
             PresentError: The trace holds this prompt already.
@@ -131,7 +162,8 @@ class Recorder:
         self._clock.reset()
         self._capture.reset()
         self._finished = False
-        self._generation = Generation()
+        self._varies = varies
+        self._generation = Generation(self._kinds, self._what.step_pairs)
         try:
             yield
             self._write(prompt, self._generation)
@@ -144,8 +176,9 @@ class Recorder:
         finally:
             self._generation = None
             self._history.clear()
+            self._anchors.clear()
             if self._shape is None:  # nothing is in the trace yet that the next prompt would have to fit
-                self._layers, self._places = {}, Places(self._sample)
+                self._places = Places(self._sample)
                 self._settings.pop("call", None)
 
     # While a generation runs
@@ -158,29 +191,62 @@ class Recorder:
                 raise ConflictError(
                     "the scheduler was replaced after recording began; replace it before, for a new trace"
                 )
-            self._accept_call(call_settings(generate, args, kwargs))
+            call = call_settings(generate, args, kwargs)
+            self._accept_call({name: value for name, value in call.items() if name not in self._varies})
+            self._places.text_tokens = _longest_text(generate, args, kwargs)
         result = generate(*args, **kwargs)
         self._finished = not getattr(self._pipeline, "interrupt", False)
         return result
 
-    def _on_activation(self, site: Site, stream: str, kind: str, tensor: Tensor) -> None:
+    def _on_state(self, site: str, tensor: Tensor) -> None:
+        self._on_activation(site, STACK, "x", tensor, None)
+
+    def _on_activation(self, layer: str, stream: str, kind: str, tensor: Tensor, lengths: list[int] | None) -> None:
         if self._generation is None:
             return
-        self._layers.setdefault(site.name, site)
-        key, step, branches = (stream, kind, site.name), self._clock.step, self._clock.branches
+        key, step, branches = (stream, kind, layer), self._clock.step, self._clock.branches
         series = [self._generation.series(key, branch, tensor.dtype) for branch in branches]
         if step in series[0].step_sums:
-            return  # a further call within the step, as skip-layer guidance makes: the first one counts
+            return  # a further call within the step under the same name: the first one counts
         x = _grouped(tensor.detach(), self._clock.batch)
+        missing = None if lengths is None else _missing(x, lengths)
         previous = self._history.swap((key, branches), step, x)
-        sums, sample = step_sums(x), x[(slice(None), *self._places(key, x).index)]
+        sums, sample = step_sums(x, missing), self._places(key, x).pick(x)
         changes = transition_sums(previous, x) if previous is not None else None
+        if changes is not None and stream == STACK:
+            changes = torch.cat([changes, norm_ratios(previous, x)], dim=1)
         images = len(x) // len(branches)
         for place, one in enumerate(series):
             part = slice(place * images, (place + 1) * images)
             one.step_sums[step], one.samples[step] = sums[part], sample[part]
             if changes is not None:
                 one.transition_sums[step - 1] = changes[part]
+            self._multiply_steps(one, (key, branches[place]), step, x[part])
+        if self._what.halves:
+            self._multiply_halves(key, step, branches, x)
+
+    def _multiply_halves(self, key: Key, step: int, branches: tuple[str, ...], x: Tensor) -> None:
+        """Products of cond and uncond, which come in one batch or one after the other."""
+        if {"cond", "uncond"} <= set(branches):
+            images = len(x) // len(branches)
+            cond, uncond = (x[branches.index(b) * images :][:images] for b in ("cond", "uncond"))
+        elif branches in (("cond",), ("uncond",)):
+            other = ("uncond",) if branches == ("cond",) else ("cond",)
+            cond, uncond = x, self._history.at((key, other), step)
+        else:
+            return
+        if uncond is not None and uncond.shape == cond.shape:
+            self._generation.branch_products(key, "cond|uncond")[step] = products(cond, uncond)
+
+    def _multiply_steps(self, series: Series, place: Any, step: int, x: Tensor) -> None:
+        """Products with the steps that were asked for; those are kept until they are no longer needed."""
+        for row, (first, second) in enumerate(self._what.step_pairs):
+            if step == second and (place, first) in self._anchors:
+                series.pair_products[row] = products(self._anchors[place, first], x)
+                if all(other <= step for one, other in self._what.step_pairs if one == first):
+                    del self._anchors[place, first]
+        if any(step == first for first, _ in self._what.step_pairs):
+            self._anchors[place, step] = x.clone()
 
     # When it is done
 
@@ -189,14 +255,25 @@ class Recorder:
             raise TraceError("nothing was recorded: call the pipeline inside `with recorder.prompt(...)`")
         if not self._finished:
             raise TraceError(f"the generation stopped after {self._clock.step} steps; it was not recorded")
-        layers = tuple(Layer(site.name, site.type, site.heads) for site in self._layers.values())
+        if not self._clock.step:
+            raise UnsupportedError(
+                f"{type(self._pipeline).__name__} never called the step of its scheduler (it may step copies of it); "
+                "without steps there is nothing to compare, so it cannot be traced"
+            )
+        if self._capture.silent:
+            few = ", ".join(self._capture.silent[:3]) + (", ..." if len(self._capture.silent) > 3 else "")
+            raise UnsupportedError(
+                f"{plural(len(self._capture.silent), 'layer')} never ran in this generation: {few}; "
+                "choose the layers that do with attention=[...] (--attention)"
+            )
+        layers = tuple(Layer(site.name, site.type, site.heads) for site in self._capture.fired.values())
         timesteps, sigmas = np.array(self._clock.timesteps), np.array(self._clock.sigmas)
         self._refuse_other_shape(layers, timesteps, sigmas)
         run = Run(self._settings, provenance(self._num_prompts, str(self._pipeline.device)))
         self.path.mkdir(parents=True, exist_ok=True)
         for image in range(generation.num_images):
             one = Prompt(prompt.index + image, prompt.text, prompt.seed, image)
-            streams = generation.streams(image, list(self._layers), len(timesteps), self._places)
+            streams = generation.streams(image, list(self._capture.fired), len(timesteps), self._places)
             write_shard(self.path, Shard(run, (one,), layers, timesteps, sigmas, streams))
             clear_failure(self.path, one)
             self._keys.add(one.key)
@@ -237,6 +314,26 @@ def existing_trace(path: Path) -> Trace | None:
     if strangers:
         raise ConflictError(f"{path}: a folder with other things in it ({strangers[0]}); give another output")
     return None
+
+
+def _longest_text(generate: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    """Tokens that a prompt of this call may have; 0 where the call does not say, or brings embeddings of its own."""
+    bound = inspect.signature(generate).bind(*args, **kwargs)
+    bound.apply_defaults()
+    given = bound.arguments
+    length = given.get("max_sequence_length")
+    return length if isinstance(length, int) and given.get("prompt") is not None else 0
+
+
+def _missing(x: Tensor, lengths: list[int]) -> Tensor:
+    """Elements of each group that do not exist, float64 (group).
+
+    Args:
+        x: Activations (group, fold, head, token, channel), shorter groups padded.
+    """
+    _, folds, heads, tokens, width = x.shape
+    absent = torch.tensor(lengths, dtype=torch.float64, device=x.device)
+    return (tokens - absent) * folds * heads * width
 
 
 def _grouped(tensor: Tensor, batch: int) -> Tensor:

@@ -16,6 +16,9 @@ import torch
 from dit_formats.schema import KINDS
 
 from dit_tracer.recording.sampling import RULE
+from dit_tracer.recording.sites import family_of
+
+ALL_KINDS = ("q", "k", "v", "o", "a", "f")
 
 PACKAGES = ("ditscope", "torch", "diffusers", "transformers", "numpy", "h5py")
 
@@ -29,7 +32,48 @@ class Sample:
     seed: int = 0
 
     def size(self, stream: str) -> int:
-        return self.latent if stream == "latent" else self.text
+        return self.text if stream == "text" else self.latent
+
+
+@dataclass(frozen=True)
+class What:
+    """What is recorded.
+
+    Args:
+        kinds: Of q, k, v, o (heads before the output projection), a, f (feed-forward output); by default k, v, a, and
+            for Mochi also o, which is what the paper took for its A.
+        stack: Whether to record the states between the blocks, and the network's input and prediction.
+        boundaries: Further blocks, by path, whose output is recorded with the stack.
+        halves: Whether to record the dot product of the two guidance branches.
+        step_pairs: Pairs of steps of which to record the dot product.
+        attention: Patterns over module paths, for networks whose attention modules are not of diffusers' classes.
+    """
+
+    kinds: tuple[str, ...] | None = None
+    stack: bool = True
+    boundaries: tuple[str, ...] = ()
+    halves: bool = False
+    step_pairs: tuple[tuple[int, int], ...] = ()
+    attention: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        unknown = set(self.kinds or ()) - set(ALL_KINDS)
+        if unknown:
+            raise ValueError(f"kinds {', '.join(sorted(unknown))}: unknown; there are {', '.join(ALL_KINDS)}")
+        object.__setattr__(self, "step_pairs", tuple(tuple(sorted(pair)) for pair in self.step_pairs))
+        for first, second in self.step_pairs:
+            if first < 0 or first == second:
+                raise ValueError(f"step pair {first}:{second}: give two different steps, counted from 0")
+
+    def kinds_for(self, networks: dict[str, Any]) -> tuple[str, ...]:
+        """The kinds to record of these networks, in a fixed order."""
+        further = {kind for network in networks.values() for kind in family_of(network).kinds}
+        asked = set(self.kinds or {*KINDS, *further})
+        return tuple(kind for kind in ALL_KINDS if kind in asked)
+
+    def as_settings(self, kinds: tuple[str, ...]) -> dict[str, Any]:
+        named = {name: getattr(self, name) for name in ("stack", "boundaries", "halves", "step_pairs", "attention")}
+        return _as_json(named | {"kinds": kinds})
 
 
 def describe(pipeline: Any, transformers: dict[str, Any], model: str, sample: Sample) -> dict[str, Any]:
@@ -44,7 +88,6 @@ def describe(pipeline: Any, transformers: dict[str, Any], model: str, sample: Sa
         "scheduler": {"class": type(pipeline.scheduler).__name__, "config": _plain(pipeline.scheduler.config)},
         "dtype": str(next(iter(transformers.values())).dtype).removeprefix("torch."),
         "attention": "native",
-        "kinds": list(KINDS),
         "sample": {"rule": RULE, "latent": sample.latent, "text": sample.text, "seed": sample.seed},
     }
 
@@ -57,8 +100,16 @@ def fingerprint(module: Any) -> str | None:
     weights = list(module.state_dict().values())
     if any(weight.is_meta for weight in weights):
         return None
-    few = [weight.detach().flatten()[:: max(1, weight.numel() // 8)][:8].double() for weight in weights]
-    return hashlib.sha256(torch.cat(few).cpu().numpy().tobytes()).hexdigest()[:16]
+    few = [_some_values(weight) for weight in weights if isinstance(weight, torch.Tensor)]
+    return hashlib.sha256(torch.cat(few).numpy().tobytes()).hexdigest()[:16]
+
+
+def _some_values(weight: torch.Tensor) -> torch.Tensor:
+    """Eight values of a weight or fewer, in float64; quantised ones as what they stand for."""
+    plain = weight.detach()
+    if type(plain) is not torch.Tensor and hasattr(plain, "dequantize"):
+        plain = plain.dequantize()
+    return plain.flatten()[:: max(1, plain.numel() // 8)][:8].double().cpu()
 
 
 def call_settings(generate: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -10,15 +10,18 @@ import torch
 from torch import Tensor
 
 
-def step_sums(x: Tensor) -> Tensor:
+def step_sums(x: Tensor, missing: Tensor | None = None) -> Tensor:
     """Per group: sum |x|, sum x^2, max |x|, count, non-finite count, as float64 (group, statistic).
 
     Args:
         x: Activations of shape (group, ...), the first axis being guidance branch and image.
+        missing: Elements of each group that do not exist and are NaN; they are no non-finite ones.
     """
     axes = tuple(range(1, x.ndim))
     x, bad = _finite(x.float(), axes)
     size = x[0].numel()
+    if missing is not None:
+        bad, size = bad - missing, size - missing
     magnitude = x.abs()
     columns = (_total(magnitude, axes), _total(x * x, axes), magnitude.amax(axes).double(), size - bad, bad)
     return torch.stack(columns, dim=1)
@@ -32,6 +35,29 @@ def transition_sums(previous: Tensor, current: Tensor) -> Tensor:
     product = _clean(previous) * _clean(current)
     columns = (_total(d.abs(), axes), _total(d * d, axes), _total(product, axes), d[0].numel() - bad)
     return torch.stack(columns, dim=1)
+
+
+def products(one: Tensor, other: Tensor) -> Tensor:
+    """Per group: sum of one * other over the elements in which both are finite, as float64 (group)."""
+    axes = tuple(range(1, one.ndim))
+    return _total(_clean(one.float()) * _clean(other.float()), axes)
+
+
+def norm_ratios(previous: Tensor, current: Tensor) -> Tensor:
+    """Per group: mean and standard deviation over tokens of |x[t + 1]| / |x[t]|, as float64 (group, 2).
+
+    MagCache's ratio (arXiv 2506.09045, equation 4), norms being over channels; tokens of norm 0 are left out.
+
+    Args:
+        previous, current: Activations of shape (group, ..., channel).
+    """
+    ratio = (current.float().norm(dim=-1) / previous.float().norm(dim=-1)).flatten(1).double()
+    usable = torch.isfinite(ratio)
+    count = usable.sum(1)
+    ratio = torch.where(usable, ratio, 0.0)
+    mean = ratio.sum(1) / count
+    square = torch.where(usable, (ratio - mean[:, None]) ** 2, 0.0).sum(1) / count
+    return torch.stack([mean, square.sqrt()], dim=1)
 
 
 def _finite(x: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,134 @@
+"""Finds the networks of a pipeline that denoise, and the places in them that can be recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+from diffusers.models.attention import AttentionModuleMixin
+from diffusers.models.attention_processor import Attention, MochiAttention
+from torch import nn
+
+from dit_tracer.recording.families import FAMILIES, IGNORED, PLAIN, Family, fits
+
+ATTENTION = (Attention, MochiAttention, AttentionModuleMixin)
+"""What diffusers itself takes for an attention layer (its hooks/_common.py)."""
+
+FEED_FORWARD = ("ff", "ff_context", "ffn", "mlp", "feed_forward", "img_mlp", "txt_mlp", "ff_i", "ff_t", "audio_ff")
+"""Names that diffusers' blocks give their feed-forward networks."""
+
+
+class UnsupportedError(ValueError):
+    """A model that cannot be recorded; the message says why."""
+
+    exit_code = 1
+
+
+@dataclass(eq=False)
+class Site:
+    """One layer: an attention module, or a feed-forward network of type `ff`. Its type is known once it has run."""
+
+    name: str
+    path: str
+    family: Family
+    module: nn.Module
+    type: str = ""
+    text_first: bool | None = None
+
+    @property
+    def heads(self) -> int:
+        return 0 if self.type == "ff" else int(getattr(self.module, "heads", 0) or getattr(self.module, "num_heads", 0))
+
+
+def find_networks(pipeline: Any) -> dict[str, nn.Module]:
+    """The denoising networks of a pipeline, by the name of the component; compiled ones as they were before."""
+    components = getattr(pipeline, "components", None) or vars(pipeline)
+    found = {
+        name: getattr(part, "_orig_mod", part)
+        for name, part in components.items()
+        if isinstance(part, nn.Module) and ("transformer" in name or name in ("unet", "prior")) and "prior_" not in name
+    }
+    if not found:
+        parts = ", ".join(name for name, part in components.items() if isinstance(part, nn.Module)) or "no networks"
+        raise UnsupportedError(
+            f"{type(pipeline).__name__} has no component named transformer or unet (it has {parts}); "
+            "dit-trace records diffusion transformers"
+        )
+    return found
+
+
+def family_of(network: nn.Module) -> Family:
+    """The row of a network's class, or of the nearest class that it was made from."""
+    return next((FAMILIES[c.__name__] for c in type(network).__mro__ if c.__name__ in FAMILIES), PLAIN)
+
+
+def find_attention(networks: dict[str, nn.Module], patterns: tuple[str, ...] = ()) -> list[Site]:
+    """The attention modules of the denoising stacks: those that fit `patterns`, or else those of diffusers' classes.
+
+    Raises:
+        UnsupportedError: There are none; the message shows the modules there are.
+    """
+    sites = []
+    for name, network in networks.items():
+        family = family_of(network)
+        for path, module in network.named_modules():
+            if patterns:
+                chosen = fits(path, patterns)
+            else:
+                chosen = isinstance(module, ATTENTION) or fits(path, family.attention)
+                chosen = chosen and not fits(path, (*family.ignored, *IGNORED))
+            if chosen and path:
+                sites.append(Site(f"{name}.{path}", path, family, module, family.type(path) or ""))
+    if not sites:
+        trees = "\n".join(f"{name} ({type(n).__name__}):\n{module_tree(n)}" for name, n in networks.items())
+        asked = f"no module fits {', '.join(patterns)}" if patterns else "no attention modules of diffusers' classes"
+        raise UnsupportedError(
+            f"{asked}; name yours with attention=['blocks.*.attn'] (--attention 'blocks.*.attn'). The modules are:\n"
+            + trees
+        )
+    return sites
+
+
+def find_feed_forward(networks: dict[str, nn.Module], attention: list[Site]) -> list[Site]:
+    """The feed-forward networks that stand beside recorded attention modules."""
+    blocks = {site.name.rpartition(".")[0] for site in attention}
+    return [
+        Site(f"{name}.{path}", path, family_of(network), module, "ff")
+        for name, network in networks.items()
+        for path, module in network.named_modules()
+        if path.rpartition(".")[2] in FEED_FORWARD and f"{name}.{path}".rpartition(".")[0] in blocks
+    ]
+
+
+def find_blocks(network: nn.Module, attention: list[Site]) -> list[nn.Module]:
+    """The blocks of the denoising stack: elements of lists of which every one holds a recorded attention module."""
+    inside = {id(site.module) for site in attention}
+    blocks: list[nn.Module] = []
+    taken: tuple[str, ...] = ()
+    for path, module in network.named_modules():
+        if not isinstance(module, nn.ModuleList) or path.startswith(taken or ("\0",)) or "refiner" in path:
+            continue
+        if len(module) and all(any(id(part) in inside for part in block.modules()) for block in module):
+            blocks += list(module)
+            taken = (*taken, f"{path}.")
+    return blocks
+
+
+def module_tree(network: nn.Module, most: int = 40) -> str:
+    """The modules of a network by path and class, equal blocks in one line: `blocks.0-27.attn (Attention)`."""
+    lines = [f"  {path} ({name})" for path, name in _collapsed(network)]
+    more = [f"  ... and {len(lines) - most} more"] if len(lines) > most else []
+    return "\n".join(lines[:most] + more)
+
+
+def _collapsed(module: nn.Module, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, str]]:
+    children = [(name, type(child).__name__, child) for name, child in module.named_children()]
+    for kind, run in groupby(children, key=lambda c: (c[1], c[0].isdigit(), repr(c[2]) if c[0].isdigit() else c[0])):
+        same = list(run)
+        first, *rest = [name for name, _, _ in same]
+        path = f"{prefix}{first}-{rest[-1]}" if rest else f"{prefix}{first}"
+        yield path, kind[0]
+        if depth < 3:
+            yield from _collapsed(same[0][2], f"{path}.", depth + 1)
