@@ -193,4 +193,4 @@ def _same_trace(first: ShardFile, other: ShardFile) -> None:
 
 
 def _differ(one: Any, other: Any) -> bool:
-    return not np.array_equal(one, other) if isinstance(one, np.ndarray) else one != other
+    return not np.array_equal(one, other, equal_nan=True) if isinstance(one, np.ndarray) else one != other

@@ -53,7 +53,8 @@ def distances(trace: Trace, *, source: str | None = None, lag: int = 1) -> xr.Da
         columns = [kinds.index(kind) for kind in trace.kinds(stream)]
         for name, array in values.items():
             means[name][:, np.array(rows)[:, None], place, np.array(columns)] = array
-    step = np.abs(trace.sigmas[lag:] - trace.sigmas[:-lag])
+    with np.errstate(invalid="ignore"):  # without any signal left, sigma is infinite
+        step = np.abs(trace.sigmas[lag:] - trace.sigmas[:-lag])
     return _dataset(trace, _measures(means, step), branches, kinds, lag, source)
 
 
@@ -67,7 +68,7 @@ def _measures(means: Means, step: NDArray[np.float64]) -> dict[str, NDArray[np.f
             "rel_l1": l1 / means["abs"],
             "rms": np.sqrt(means["square_diff"]),
             "cosine": means["product"] / np.sqrt(means["square"] * means["next_square"]),
-            "speed": l1 / np.where(step > 0, step, np.nan),
+            "speed": l1 / np.where((step > 0) & np.isfinite(step), step, np.nan),
             "size": means["abs"],
             "count": means["count"],
         }

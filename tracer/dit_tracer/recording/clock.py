@@ -21,7 +21,7 @@ HALVES = (("uncond", "cond"), ("uncond", "cond", "perturbed"))
 class Clock:
     """The place in the denoising loop of `pipeline`, kept up to date within a `with` block.
 
-    A step ends when the pipeline calls its scheduler. Within a step every call of a network has branches: the name
+    A step ends when the pipeline calls its scheduler, if it called a network before. Within a step every call of a network has branches: the name
     given to `cache_context`; else, if the batch holds the same latents several times, one for each part; else `cond`
     for the first call, and for a further one with the same latents `uncond`.
     """
@@ -80,6 +80,8 @@ class Clock:
 
     def _on_step(self, step: Callable[..., Any], model_output: Tensor, timestep: Any, *args: Any, **kwargs: Any) -> Any:
         result = step(model_output, timestep, *args, **kwargs)
+        if not self._calls:
+            return result  # Cosmos asks twice what comes of one prediction
         self.sigmas.append(noise_level(self.scheduler, timestep))
         self._timesteps.append(timestep.clone() if isinstance(timestep, Tensor) else timestep)
         self._calls = 0
@@ -141,7 +143,8 @@ def _equal(one: Any, other: Any) -> bool:
 def noise_level(scheduler: Any, timestep: Any) -> float:
     """Sigma of the step that the scheduler has just made.
 
-    The flow's noise level, or sqrt((1 - a) / a) with a the cumulative alpha; NaN where a scheduler tells neither.
+    The flow's noise level, or sqrt((1 - a) / a) with a the cumulative alpha, infinite where nothing of the signal is
+    left; NaN where a scheduler tells neither.
     """
     sigmas, index = getattr(scheduler, "sigmas", None), getattr(scheduler, "step_index", None)
     if sigmas is not None and index is not None:
@@ -150,4 +153,4 @@ def noise_level(scheduler: Any, timestep: Any) -> float:
     if alphas is None:
         return float("nan")
     alpha = float(alphas[int(timestep)])
-    return ((1 - alpha) / alpha) ** 0.5
+    return ((1 - alpha) / alpha) ** 0.5 if alpha else float("inf")

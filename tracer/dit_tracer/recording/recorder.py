@@ -19,6 +19,7 @@ from dit_formats.errors import ConflictError, PresentError, TraceError
 from dit_formats.reader import Trace, open_trace, shard_paths
 from dit_formats.schema import STACK, Layer, Prompt, Run, Shard, told_differences
 from dit_formats.writer import clear_failure, write_failure, write_shard
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dit_tracer.recording.capture import Capture
@@ -106,7 +107,7 @@ class Recorder:
         self._places = Places(sample, shapes_of(before) if before else None)
         if before:
             found = before.run.settings
-            self._shape = before.layers, tuple(before.timesteps), tuple(before.sigmas)
+            self._shape = before.layers, before.timesteps, before.sigmas
             self._refuse_other(found, {"call": found.get("call"), **self._settings})
             self._settings["call"] = found.get("call")
 
@@ -291,10 +292,11 @@ class Recorder:
 
     def _refuse_other_shape(self, layers: tuple[Layer, ...], timesteps: Any, sigmas: Any) -> None:
         """All prompts of a trace run through the same layers and steps."""
-        shape = layers, tuple(timesteps), tuple(sigmas)
+        shape = layers, timesteps, sigmas
         self._shape = self._shape or shape
-        for name, old, new in zip(("layers", "timesteps", "sigmas"), self._shape, shape):
-            if old != new:
+        alike = layers == self._shape[0], *map(_equal, self._shape[1:], shape[1:])
+        for name, same in zip(("layers", "timesteps", "sigmas"), alike):
+            if not same:
                 raise ConflictError(f"{self.path}: this generation has other {name} than those before; trace it apart")
 
 
@@ -314,6 +316,10 @@ def existing_trace(path: Path) -> Trace | None:
     if strangers:
         raise ConflictError(f"{path}: a folder with other things in it ({strangers[0]}); give another output")
     return None
+
+
+def _equal(one: NDArray[np.float64], other: NDArray[np.float64]) -> bool:
+    return np.array_equal(one, other, equal_nan=True)
 
 
 def _longest_text(generate: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:

@@ -103,17 +103,18 @@ def find_feed_forward(networks: dict[str, nn.Module], attention: list[Site]) -> 
 
 
 def find_blocks(network: nn.Module, attention: list[Site]) -> list[nn.Module]:
-    """The blocks of the denoising stack: elements of lists of which every one holds a recorded attention module."""
+    """The blocks of the denoising stack: the lists of a network in which every block holds a recorded layer.
+
+    A U-Net has none: its states change their size on the way.
+    """
     inside = {id(site.module) for site in attention}
-    blocks: list[nn.Module] = []
-    taken: tuple[str, ...] = ()
-    for path, module in network.named_modules():
-        if not isinstance(module, nn.ModuleList) or path.startswith(taken or ("\0",)) or "refiner" in path:
-            continue
-        if len(module) and all(any(id(part) in inside for part in block.modules()) for block in module):
-            blocks += list(module)
-            taken = (*taken, f"{path}.")
-    return blocks
+    lists = [module for name, module in network.named_children() if _is_stack(name, module)]
+    whole = [blocks for blocks in lists if all(any(id(m) in inside for m in block.modules()) for block in blocks)]
+    return [block for blocks in whole for block in blocks] if not hasattr(network, "down_blocks") else []
+
+
+def _is_stack(name: str, module: nn.Module) -> bool:
+    return isinstance(module, nn.ModuleList) and len(module) > 0 and "refiner" not in name and "vace" not in name
 
 
 def module_tree(network: nn.Module, most: int = 40) -> str:

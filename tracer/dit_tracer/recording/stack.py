@@ -119,7 +119,7 @@ class Stack:
     def _after_stack(self, first: Tensor, last: Tensor) -> None:
         """What the stack added; a last block that works over time (Latte) has frames and places the other way round."""
         first, last = (state.unflatten(0, (self._clock.batch, -1)) for state in (first, last))
-        if "temporal" in self._paths[self._last_block]:
+        if first.shape[1] > 1 and "temporal" in self._paths[self._last_block]:
             last = last.transpose(1, 2)
         if first.shape == last.shape:
             self._sink("residual", (last - first).flatten(0, 1))
