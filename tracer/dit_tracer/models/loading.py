@@ -1,15 +1,24 @@
-"""Turns a model of the catalog into a pipeline that can be called."""
+"""Turns a model of the catalog into a pipeline that can be called. Nothing is unpickled, no code of a model is run."""
 
 from __future__ import annotations
 
+import logging
+import re
+import socket
 import warnings
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
 import transformers
+from huggingface_hub import errors as hub
 
-from dit_tracer.models.catalog import Model
+from dit_tracer.models.catalog import TINY, Model
+
+OFFLOADS = ("model", "sequential", "group")
+"""Ways to keep weights on the host while they are not needed, from fast to frugal; `group` works on CPUs too."""
 
 
 class LoadError(Exception):
@@ -18,28 +27,135 @@ class LoadError(Exception):
     exit_code = 1
 
 
-def load(model: Model, dtype: str | None = None, device: str | None = None) -> Any:
+def load(
+    model: Model,
+    dtype: str | None = None,
+    device: str | None = None,
+    *,
+    revision: str | None = None,
+    cpu_offload: str | None = None,
+) -> Any:
     """The pipeline of a model, silent, on `device` (a GPU if there is one), in `dtype` (float32 on a CPU).
 
+    Args:
+        revision: Branch, tag or commit of a Hugging Face repository.
+        cpu_offload: One of `OFFLOADS`.
+
     Raises:
-        LoadError: It cannot be read, or not be put on that device.
+        LoadError: It cannot be read, or not be put on that device; the message says what to do.
     """
-    _hush()
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = dtype or ("float32" if device == "cpu" else "bfloat16")
+    dtype = dtype or ("float32" if device == "cpu" else model.dtype or "bfloat16")
+    _refuse_impossible(model, device, revision, cpu_offload)
+    _hush()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # torch_dtype is the name that all versions know
-            pipeline = diffusers.DiffusionPipeline.from_pretrained(model.source, torch_dtype=getattr(torch, dtype))
+            pipeline = _read(model, getattr(torch, dtype), revision)
         pipeline.set_progress_bar_config(disable=True)
-        return pipeline.to(device)
+        _place(pipeline, device, cpu_offload)
+        return pipeline
     except Exception as error:  # the libraries raise whatever they met
+        advice = hub_advice(error, model.source, revision) or _contents_advice(error)
+        if advice:
+            raise LoadError(f"{model.name}: {advice}") from error
         reason = " ".join(str(error).split())[:200]
         raise LoadError(f"{model.name}: cannot be loaded on {device}: {type(error).__name__}: {reason}") from error
 
 
+def hub_advice(error: BaseException, repo: str, revision: str | None = None) -> str | None:
+    """What is wrong with a repository and what to do, if that is why `error` was raised; else None."""
+    causes = list(_causes(error))
+
+    def met(*kinds: type[BaseException]) -> bool:
+        return any(isinstance(cause, kinds) for cause in causes)
+
+    # A gated repository is also one not found, and whatever happens on the way also leaves files not found.
+    if met(hub.GatedRepoError):
+        page = f"https://huggingface.co/{repo}"
+        return f"the repository {repo} is gated: accept its licence at {page}, then run `hf auth login`"
+    if met(hub.RevisionNotFoundError):
+        return f"the repository {repo} has no revision {revision!r}; give a branch, a tag or a commit of it"
+    if met(hub.RepositoryNotFoundError):
+        return f"there is no repository {repo}, or it is private: check the name, or run `hf auth login`"
+    if met(hub.LocalEntryNotFoundError, ConnectionError, TimeoutError, socket.gaierror) or _unresolved(causes):
+        command = f"hf download {repo}" + (f" --revision {revision}" if revision else "")
+        why = "HF_HUB_OFFLINE is set" if met(hub.OfflineModeIsEnabled) else "huggingface.co cannot be reached"
+        return (
+            f"the repository {repo} is not on this machine, and {why}; run `{command}` where there is a network and the "
+            "same cache, or give the folder of a copy"
+        )
+    return None
+
+
+def _unresolved(causes: list[BaseException]) -> bool:
+    """Whether a revision could not be looked up for want of a network; versions of huggingface_hub differ in that."""
+    kind = getattr(hub, "RevisionResolutionError", None)
+    return kind is not None and any(isinstance(cause, kind) for cause in causes)
+
+
+def _contents_advice(error: BaseException) -> str | None:
+    """What to do about files that could be read only by unpickling them, or by running code that comes with them."""
+    text = " ".join(str(cause) for cause in _causes(error))
+    if "trust_remote_code" in text:
+        return "it comes with Python code of its own, which is never run; load it yourself and use dit_tracer.record"
+    if re.search(r"no file named \S+\.safetensors|necessary `safetensors` weights|use_safetensors", text):
+        return (
+            "some of its weights are not there as .safetensors, and others are never unpickled; convert them with "
+            "save_pretrained(..., safe_serialization=True), or give a repository or folder that has them"
+        )
+    return None
+
+
+def _refuse_impossible(model: Model, device: str, revision: str | None, cpu_offload: str | None) -> None:
+    if revision and (model.random_weights or Path(model.source).is_dir()):
+        raise LoadError(f"{model.name}: --revision is for repositories of Hugging Face, and this is none; leave it out")
+    if cpu_offload in ("model", "sequential") and device == "cpu":
+        raise LoadError(
+            f"--cpu-offload {cpu_offload} moves weights to a GPU when they are needed, and runs on none here; leave it "
+            "out, or give --cpu-offload group, which works on CPUs too"
+        )
+
+
+def _read(model: Model, dtype: torch.dtype, revision: str | None) -> Any:
+    if model.random_weights:
+        from dit_tracer.models import tiny
+
+        return tiny.build(model.name.removeprefix(TINY)).to(dtype=dtype)
+    if model.pipeline == "OpenSoraPipeline":
+        from dit_tracer.models.opensora import OpenSoraPipeline
+
+        return OpenSoraPipeline.from_checkpoint(model.source, revision=revision, torch_dtype=dtype)
+    return diffusers.DiffusionPipeline.from_pretrained(
+        model.source, revision=revision, torch_dtype=dtype, use_safetensors=True, trust_remote_code=False
+    )
+
+
+def _place(pipeline: Any, device: str, cpu_offload: str | None) -> None:
+    if cpu_offload == "model":
+        pipeline.enable_model_cpu_offload(device=device)
+    elif cpu_offload == "sequential":
+        pipeline.enable_sequential_cpu_offload(device=device)
+    elif cpu_offload == "group":
+        # Leaf by leaf: groups of blocks would miss weights that a model keeps beside its blocks.
+        pipeline.enable_group_offload(torch.device(device), offload_type="leaf_level", use_stream=device != "cpu")
+    else:
+        pipeline.to(device)
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The error and all that led to it, each once."""
+    waiting, seen = [error], set()
+    while waiting:
+        one = waiting.pop()
+        if id(one) not in seen:
+            seen.add(id(one))
+            yield one
+            waiting += [cause for cause in (one.__cause__, one.__context__) if cause is not None]
+
+
 def _hush() -> None:
-    """No bars and no advice of the libraries between ours."""
+    """No bars and no advice of the libraries between ours; what they log as an error, they raise as well."""
     for library in (diffusers, transformers):
-        library.utils.logging.set_verbosity_error()
+        library.utils.logging.set_verbosity(logging.CRITICAL)
         library.utils.logging.disable_progress_bar()

@@ -21,7 +21,9 @@ from dit_tracer.models.opensora_checkpoint import CHECKPOINT, load_transformer
 from dit_tracer.models.opensora_network import STDiT3
 from dit_tracer.models.opensora_schedule import RectifiedFlowScheduler, latent_frames
 
-TEXT_ENCODER = "DeepFloyd/t5-v1_1-xxl"
+TEXT_ENCODER = "PixArt-alpha/PixArt-XL-2-1024-MS"
+"""The pipeline whose T5 v1.1 XXL encoder is taken. Open-Sora names DeepFloyd/t5-v1_1-xxl, the same encoder, as PixArt
+did; that repository has it as a pickle, which is never opened here."""
 
 IMAGE_FPS = 120
 """The frame rate that a still image was trained with."""
@@ -85,7 +87,8 @@ class OpenSoraPipeline(DiffusionPipeline):
 
         Args:
             checkpoint: Folder, or repository of the hub, that holds `model.safetensors` and maybe `config.json`.
-            text_encoder: A T5 encoder, or the folder or repository of one; None to go without.
+            text_encoder: A T5 encoder, or the folder or repository of one, or the folder of a pipeline that has one;
+                None to go without.
             tokenizer: Where `text_encoder` is a model; else it comes from the same place.
             revision: Of the checkpoint's repository.
 
@@ -94,9 +97,12 @@ class OpenSoraPipeline(DiffusionPipeline):
         """
         transformer = load_transformer(checkpoint, torch_dtype, revision)
         if isinstance(text_encoder, (str, Path)):
-            tokenizer = tokenizer or AutoTokenizer.from_pretrained(text_encoder)
-            # the published encoder may be no safetensors; nothing but tensors is read from it then
-            text_encoder = T5EncoderModel.from_pretrained(text_encoder, torch_dtype=torch_dtype, weights_only=True)
+            whole = text_encoder == TEXT_ENCODER or (Path(text_encoder) / "text_encoder").is_dir()
+            encoder, words = ("text_encoder", "tokenizer") if whole else ("", "")
+            tokenizer = tokenizer or AutoTokenizer.from_pretrained(text_encoder, subfolder=words)
+            text_encoder = T5EncoderModel.from_pretrained(
+                text_encoder, subfolder=encoder, torch_dtype=torch_dtype, use_safetensors=True
+            )
         return cls(tokenizer, text_encoder, transformer, RectifiedFlowScheduler())
 
     @property
