@@ -10,17 +10,17 @@ import pytest
 import torch
 from dit_analyzer import distances
 from dit_formats import open_trace
-from dit_tracer.models.catalog import MODELS
+from dit_tracer.models.catalog import BUNDLED
 from dit_tracer.models.loading import load
 
 pytestmark = pytest.mark.gpu
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", BUNDLED)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_recording_on_a_gpu_changes_nothing_and_measures_the_same(name: str, dtype: str, tmp_path: Path) -> None:
     """The samples are of the tensors themselves, so distances from samples and from statistics must agree."""
-    model = MODELS[name]
+    model = BUNDLED[name]
     pipeline = load(model, dtype, "cuda")
 
     def generate() -> torch.Tensor:
