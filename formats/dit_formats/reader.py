@@ -179,7 +179,18 @@ def _ordered_rows(shards: list[ShardFile]) -> list[tuple[ShardFile, int]]:
     return sorted(rows, key=lambda at: (at[0].prompts[at[1]].index, at[0].path.name))
 
 
-_ALIKE = ("layers", "timesteps", "sigmas", "streams", "branches", "kinds", "num_tokens", "num_channels", "sites", "step_pairs")
+_ALIKE = (
+    "layers",
+    "timesteps",
+    "sigmas",
+    "streams",
+    "branches",
+    "kinds",
+    "num_tokens",
+    "num_channels",
+    "sites",
+    "step_pairs",
+)
 
 
 def _same_trace(first: ShardFile, other: ShardFile) -> None:

@@ -53,8 +53,10 @@ def test_states_of_flux_are_those_between_its_blocks(tmp_path: Path) -> None:
     """Three single blocks follow two double ones; text is left out, and the middle is after the second block."""
     pipeline = tiny.build("flux.1-dev")
     net = pipeline.transformer
-    first, second, last = Seen(net.transformer_blocks[0]), Seen(net.transformer_blocks[1]), Seen(
-        net.single_transformer_blocks[-1]
+    first, second, last = (
+        Seen(net.transformer_blocks[0]),
+        Seen(net.transformer_blocks[1]),
+        Seen(net.single_transformer_blocks[-1]),
     )
     attention, whole = Seen(net.transformer_blocks[0].attn), Seen(net)
     with dit_tracer.record(pipeline, tmp_path / "a", sample=WHOLE) as recorder, recorder.prompt("a"):
@@ -170,7 +172,11 @@ def test_feed_forward_heads_and_queries_on_request(tmp_path: Path) -> None:
         rows = {layer.name.removeprefix("transformer.transformer_blocks.1."): i for i, layer in enumerate(trace.layers)}
         assert trace.layers[rows["ff"]].type == "ff"
         x = trace.samples("latent", 0)[trace.branches("latent").index("cond")]
-    for kind, layer, tensor in ((0, "attn1", to_q.gave), (1, "attn1", [(g["0"],) for g in to_out.given]), (2, "ff", ff.gave)):
+    for kind, layer, tensor in (
+        (0, "attn1", to_q.gave),
+        (1, "attn1", [(g["0"],) for g in to_out.given]),
+        (2, "ff", ff.gave),
+    ):
         for step in range(STEPS):
             expected = tensor[step][0][1]
             if layer == "attn1":  # heads come first in a trace, in the order of their tokens
@@ -183,7 +189,11 @@ def test_traces_without_them_say_what_to_trace(tmp_path: Path) -> None:
     with dit_tracer.record(pipeline, tmp_path / "a", stack=False) as recorder, recorder.prompt("a"):
         generate(pipeline, "sd3")
     with open_trace(tmp_path / "a") as trace:
-        for measure, option in (("signals", "--no-stack"), ("branch_cosines", "--halves"), ("step_cosines", "--step-pairs")):
+        for measure, option in (
+            ("signals", "--no-stack"),
+            ("branch_cosines", "--halves"),
+            ("step_cosines", "--step-pairs"),
+        ):
             with pytest.raises(IncompleteError, match=option):
                 getattr(dit_analyzer, measure)(trace)
 

@@ -54,5 +54,7 @@ def test_layers_as_json(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize("name", BUNDLED)
 def test_folder_is_shown_without_its_weights(name: str) -> None:
     rows = table_of(str(DIGITS / name)).rows
-    assert [row.name for row in rows] == sorted((row.name for row in table_of(name).rows), key=[r.name for r in rows].index)
+    assert [row.name for row in rows] == sorted(
+        (row.name for row in table_of(name).rows), key=[r.name for r in rows].index
+    )
     assert {row.type for row in rows} <= {"-", "spatial", "temporal"}

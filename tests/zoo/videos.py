@@ -483,7 +483,6 @@ def _wan_vace(batch: int) -> dict[str, Any]:
     }
 
 
-
 CASES: list[Case] = [
     Case(
         "AllegroTransformer3DModel",
@@ -692,7 +691,7 @@ CASES: list[Case] = [
         },
         contexts=True,
         pipeline="MochiPipeline",
-        note="attends once for each element, to the 5 valid of 7 text tokens; the output is padded to 7, which are left out",
+        note="attends once for each element, to the 5 valid of 7 text tokens; the 2 of the output are left out",
     ),
     Case(
         "SkyReelsV2Transformer3DModel",

@@ -81,9 +81,7 @@ def step_cosines(trace: Trace, stream: str = "latent") -> xr.DataArray:
     return xr.DataArray(cosine, coordinates, ("prompt", "branch", "kind", "layer", "step_pair"))
 
 
-def _cosine(
-    product: NDArray[np.float64], one: NDArray[np.float64], other: NDArray[np.float64]
-) -> NDArray[np.float64]:
+def _cosine(product: NDArray[np.float64], one: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.float64]:
     with np.errstate(invalid="ignore", divide="ignore"):
         return product / np.sqrt(one * other)
 

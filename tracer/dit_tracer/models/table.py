@@ -99,7 +99,9 @@ def _lines(table: Table) -> Iterator[str]:
     if own:
         yield f"{own} self-attention layers; recorded of each by default: {', '.join(table.kinds)}"
     yield ""
-    yield from _columns([("count", "layers", "type", "heads", "channels", "tokens of K and V", "tokens of A"), *_groups(table)])
+    yield from _columns(
+        [("count", "layers", "type", "heads", "channels", "tokens of K and V", "tokens of A"), *_groups(table)]
+    )
 
 
 def _groups(table: Table) -> Iterator[tuple[str, ...]]:

@@ -71,7 +71,8 @@ class Capture:
         self.sites = find_attention(networks, attention)
         self.feed_forward = find_feed_forward(networks, self.sites) if "f" in kinds else []
         self._at = {site.module: site for site in (*self.sites, *self.feed_forward)}
-        self._encoders = {site.module: _parameters(site.module) for site in self.sites}
+        self._classes = {name: type(network).__name__ for name, network in networks.items()}
+        self._parameters = {site.module: _parameters(site.module) for site in self.sites}
         self._tokens: dict[str, Tokens] = {}
         self.fired: dict[str, Site] = {}
         self.on_layer: Callable[[Site, Tensor], None] | None = None
@@ -94,10 +95,14 @@ class Capture:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self.reset()
         self._undo.close()
 
     def reset(self) -> None:
-        """Forget what an earlier generation left."""
+        """Forget what an earlier generation left, also one that an error ended in the middle of a layer."""
+        for frame in self._frames:
+            if frame.watch is not None:
+                frame.watch.off()
         self._frames.clear()
         self._tokens.clear()
         self.fired = {}
@@ -115,12 +120,13 @@ class Capture:
 
     def _on_enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         site = self._at[module]
-        given = dict(zip(self._encoders[module], args)) | kwargs
+        given = dict(zip(self._parameters[module], args)) | kwargs
         tensors = [value for value in given.values() if isinstance(value, Tensor) and value.ndim >= 2]
         if not tensors:
             raise UnsupportedError(f"{site.name} ({type(module).__name__}) was given no tensor of tokens")
-        frame = Frame(site, tensors[0], encoder := _encoder(given))
-        if encoder is not None and site.text_first is None and site.family.text_first is None:
+        frame = Frame(site, given.get("hidden_states", tensors[0]), _encoder(given))
+        order_open = site.text_first is None and site.family.text_first is None and site.type in ("", "joint")
+        if frame.encoder is not None and order_open:
             frame.watch = Watch().on(module)
         self._frames.append(frame)
 
@@ -138,6 +144,10 @@ class Capture:
         frame = self._frames.pop()
         if frame.watch is not None:
             frame.watch.off()
+        if any(call.changed for call in frame.calls):
+            raise RuntimeError(
+                f"{frame.site.name}: K or V was changed in place after the attention; it cannot be traced"
+            )
         for stream, kind, tensor, lengths in self._read(frame, output):
             if kind in self._kinds:
                 self._sink(frame.site.name, stream, kind, tensor, lengths)
@@ -188,7 +198,12 @@ class Capture:
             keys = tokens.parts
         together = len(keys) > 1
         queries = keys if together and call.query.shape[2] == call.key.shape[2] else ((a, call.query.shape[2]),)
-        sides = {"k": (call.key, keys), "v": (call.value, keys), "q": (call.query, queries), "o": (call.output, queries)}
+        sides = {
+            "k": (call.key, keys),
+            "v": (call.value, keys),
+            "q": (call.query, queries),
+            "o": (call.output, queries),
+        }
         for name, (tensor, parts) in sides.items():
             yield from ((stream, name, part, None) for stream, part in split(tensor, 2, parts))
         for stream, extra in self._further(frame, call):
@@ -242,14 +257,19 @@ class Capture:
         what = f"{site.name} ({type(site.module).__name__})"
         if not frame.calls:
             raise UnsupportedError(
-                f"{what} ran without scaled dot-product attention; if it is linear attention, declare it in "
-                "dit_tracer/recording/families.py; a sparse or flex backend cannot be traced"
+                f"{what} ran without scaled dot-product attention: a sparse or flex backend cannot be traced; linear "
+                "attention can, once declared: " + self._row(site, 'types={"*.attn": "linear"}')
             )
         numbers = ", ".join("{} queries to {} keys".format(*call.tokens) for call in frame.calls)
         raise UnsupportedError(
             f"{what} was given {hidden} and {text or 'no'} further tokens, and attended {numbers}: "
-            "dit-trace cannot tell whose tokens those are; a row of dit_tracer/recording/families.py can"
+            f"it is not known whose tokens those are; say so with {self._row(site, 'types=..., streams=...')}"
         )
+
+    def _row(self, site: Site, fields: str) -> str:
+        """How to tell what cannot be seen of a network's class."""
+        network = self._classes[site.name.partition(".")[0]]
+        return f'dit_tracer.FAMILIES["{network}"] = dit_tracer.Family({fields})'
 
     def _refined(self, frame: Frame, call: Attended) -> str:
         """`single` if the sequence has the tokens of both streams of earlier layers; by place for folded axes."""
@@ -281,7 +301,10 @@ class Capture:
         parts = self._clock.parts(frame.site.family, keys)
         known = Tokens(parts) if parts else self._tokens.get(self._clock.network)
         if known is None or known.total != keys or min(length for _, length in known.parts) < 0:
-            raise UnsupportedError(f"{frame.site.name}: {keys} tokens, and it is not known which of them are text")
+            raise UnsupportedError(
+                f"{frame.site.name}: {keys} tokens, and it is not known which of them are text; say so with "
+                + self._row(frame.site, "parts=...")
+            )
         return known
 
     def _text_first(self, frame: Frame, call: Attended, text: int) -> bool:
@@ -294,7 +317,7 @@ class Capture:
         if site.text_first is None:
             raise UnsupportedError(
                 f"{site.name} ({type(site.module).__name__}): whether its text tokens come before or after the latent "
-                "ones cannot be seen; a row of dit_tracer/recording/families.py can say (text_first)"
+                f"ones cannot be seen; say so with {self._row(site, 'text_first=True')}"
             )
         return site.text_first
 

@@ -21,9 +21,9 @@ HALVES = (("uncond", "cond"), ("uncond", "cond", "perturbed"))
 class Clock:
     """The place in the denoising loop of `pipeline`, kept up to date within a `with` block.
 
-    A step ends when the pipeline calls its scheduler, if it called a network before. Within a step every call of a network has branches: the name
-    given to `cache_context`; else, if the batch holds the same latents several times, one for each part; else `cond`
-    for the first call, and for a further one with the same latents `uncond`.
+    A step ends when the pipeline calls its scheduler, if it called a network before. Within a step every call of a
+    network has branches: the name given to `cache_context`; else, if the batch holds the same latents several times,
+    one for each part; else `cond` for the first call, and for a further one with the same latents `uncond`.
     """
 
     def __init__(self, pipeline: Any, networks: dict[str, nn.Module]) -> None:

@@ -77,7 +77,7 @@ def _one(lengths: Any) -> int:
     """The length that all elements of a batch have."""
     found = set(lengths.tolist())
     if len(found) != 1:
-        raise ValueError(f"texts of {sorted(found)} tokens in one batch cannot be told apart; trace one image at a time")
+        raise ValueError(f"texts of {sorted(found)} tokens in one batch cannot be parted; trace one image at a time")
     return found.pop()
 
 

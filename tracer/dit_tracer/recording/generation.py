@@ -49,9 +49,7 @@ class Places:
         text_tokens: Tokens that the text of a prompt may have.
     """
 
-    def __init__(
-        self, sample: Sample, shapes: dict[Key, tuple[int, int]] | None = None, text_tokens: int = 0
-    ) -> None:
+    def __init__(self, sample: Sample, shapes: dict[Key, tuple[int, int]] | None = None, text_tokens: int = 0) -> None:
         self._sample = sample
         self._places: dict[Key, Place] = {}
         self._shapes = dict(shapes or {})
@@ -136,11 +134,17 @@ class Generation:
         branches = tuple(sorted({branch for _, branch in self._series}))
         found = {}
         for name in names:
-            sites = [layer for (stream, _, layer), _ in self._series if stream == name] if name == STACK else []
-            sites = sorted(set(sites), key=lambda site: SITES.index(site) if site in SITES else SITES.index("last") - 0.5)
+            sites = self._sites() if name == STACK else ()
             kinds = ("x",) if sites else self._kinds
-            found[name] = self._stream(name, branches, kinds, image, sites or layers, steps, places, tuple(sites))
+            found[name] = self._stream(name, branches, kinds, image, list(sites) or layers, steps, places, sites)
         return found
+
+    def _sites(self) -> tuple[str, ...]:
+        """Sites of the stack from input to prediction; blocks that were asked for stand before the last."""
+        seen = dict.fromkeys(layer for (stream, _, layer), _ in self._series if stream == STACK)
+        blocks = [site for site in seen if site not in SITES]
+        order = [*SITES[: SITES.index("last")], *blocks, *SITES[SITES.index("last") :]]
+        return tuple(site for site in order if site in seen)
 
     def _stream(
         self,

@@ -52,6 +52,17 @@ class Attended:
     value: Tensor
     output: Tensor
 
+    def __post_init__(self) -> None:
+        self._versions = self._written()
+
+    @property
+    def changed(self) -> bool:
+        """Whether K or V was written to since."""
+        return self._written() != self._versions
+
+    def _written(self) -> tuple[int, ...]:
+        return tuple(0 if t.is_inference() else t._version for t in (self.key, self.value))
+
     @property
     def tokens(self) -> tuple[int, int]:
         return self.query.shape[2], self.key.shape[2]

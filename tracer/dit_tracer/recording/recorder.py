@@ -93,7 +93,8 @@ class Recorder:
         self._kinds = what.kinds_for(networks)
         self._clock = Clock(pipeline, networks)
         self._capture = Capture(networks, self._clock, self._on_activation, self._kinds, what.attention)
-        self._stack = Stack(networks, self._capture, self._clock, self._on_state, what.boundaries) if what.stack else None
+        stack = functools.partial(Stack, networks, self._capture, self._clock, self._on_state, what.boundaries)
+        self._stack = stack() if what.stack else None
         self._settings = describe(pipeline, networks, model, sample) | what.as_settings(self._kinds)
         self._sample = sample
         self._anchors: dict[Any, Tensor] = {}

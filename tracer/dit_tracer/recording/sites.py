@@ -48,7 +48,7 @@ def find_networks(pipeline: Any) -> dict[str, nn.Module]:
     found = {
         name: getattr(part, "_orig_mod", part)
         for name, part in components.items()
-        if isinstance(part, nn.Module) and ("transformer" in name or name in ("unet", "prior")) and "prior_" not in name
+        if isinstance(part, nn.Module) and _denoises(name)
     }
     if not found:
         parts = ", ".join(name for name, part in components.items() if isinstance(part, nn.Module)) or "no networks"
@@ -57,6 +57,11 @@ def find_networks(pipeline: Any) -> dict[str, nn.Module]:
             "dit-trace records diffusion transformers"
         )
     return found
+
+
+def _denoises(name: str) -> bool:
+    """Whether a component of this name is a denoising network: `transformer`, `transformer_2`, `unet`, ..."""
+    return ("transformer" in name and "text" not in name) or name in ("unet", "prior")
 
 
 def family_of(network: nn.Module) -> Family:
