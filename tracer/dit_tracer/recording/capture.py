@@ -95,17 +95,21 @@ class Capture:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.reset()
+        self._drop_frames()
         self._undo.close()
 
     def reset(self) -> None:
-        """Forget what an earlier generation left, also one that an error ended in the middle of a layer."""
+        """Forget what an earlier generation left."""
+        self._drop_frames()
+        self._tokens.clear()
+        self.fired = {}
+
+    def _drop_frames(self) -> None:
+        """Forget layers that an error left at work."""
         for frame in self._frames:
             if frame.watch is not None:
                 frame.watch.off()
         self._frames.clear()
-        self._tokens.clear()
-        self.fired = {}
 
     @property
     def silent(self) -> list[str]:
