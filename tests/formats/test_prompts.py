@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from dit_formats.errors import PromptError
-from dit_formats.prompts import read_prompts
+from dit_formats.prompts import Request, read_prompts, read_requests
 
 COCO = {
     "images": [{"id": 9}, {"id": 4}, {"id": 5}],
@@ -29,6 +29,38 @@ def test_file_gives_its_prompts(tmp_path: Path, name: str) -> None:
     text, prompts = FILES[name]
     (tmp_path / name).write_text(text, encoding="utf-8")
     assert read_prompts(str(tmp_path / name)) == prompts
+
+
+def test_line_may_bring_arguments(tmp_path: Path) -> None:
+    two = {"prompt": " two ", "negative_prompt": "x", "height": 16, "seed": 3}
+    lines = ['"one"', json.dumps(two), '{"prompt": "", "seed": 4}']
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    assert read_requests(str(tmp_path / "a.jsonl")) == [
+        Request("one"), Request("two", {"negative_prompt": "x", "height": 16, "seed": 3}),
+    ]  # fmt: skip
+
+
+def test_picture_is_found_beside_its_list(tmp_path: Path) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for name in ("one.png", "two.JPG"):
+        (folder / name).write_bytes(b"")
+    paths = ["pictures/one.png", str(folder / "two.JPG")]
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"prompt": "a", "image": path}) for path in paths))
+    found = [request.arguments["image"] for request in read_requests(str(tmp_path / "a.jsonl"))]
+    assert found == [str(folder / "one.png"), str(folder / "two.JPG")]
+
+
+def test_missing_picture_names_the_line(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('"one"\n{"prompt": "two", "image": "no.png"}\n')
+    with pytest.raises(FileNotFoundError, match="a.jsonl: line 2: no.png: no such picture in "):
+        read_requests(str(tmp_path / "a.jsonl"))
+
+
+def test_sentence_that_ends_like_a_picture_is_a_text(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"prompt": "a", "negative_prompt": "a scan of some.png"}')
+    (request,) = read_requests(str(tmp_path / "a.jsonl"))
+    assert request.arguments == {"negative_prompt": "a scan of some.png"}
 
 
 def test_text_is_a_prompt() -> None:

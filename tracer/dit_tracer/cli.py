@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,17 @@ import click
 from dit_formats.console import Program, plural
 
 if TYPE_CHECKING:
+    from dit_formats.prompts import Request
+
     from dit_tracer.models.catalog import Model
+
+LAST_SEED = 2**63 - 1
+KINDS = ("q", "k", "v", "o", "a", "f")
+TITLES = (
+    "Trained, and bundled with ditscope:",
+    "Published checkpoints, run as in the paper (arXiv 2411.13588):",
+    "Twins, with random weights, for trying options and testing; their numbers mean nothing:",
+)
 
 NEEDS = 'tracing needs torch and diffusers, and {} is not installed; pip install "ditscope[trace]"'
 
@@ -30,23 +41,31 @@ main.interrupted = ("stopped; every finished prompt is kept, and the same comman
 
 @main.command()
 @click.argument("model")
-@click.option("-p", "--prompts", help="A text, or a .txt, .csv, .jsonl or COCO .json file.  [default: built in]")
+@click.option("-p", "--prompts", help="A text, or a .txt, .csv, COCO .json or .jsonl file; a line of the "
+              "last may add arguments of the pipeline.  [default: built in]")  # fmt: skip
 @click.option("-n", "--limit", type=click.IntRange(min=1), help="The first N prompts.  [default: all; 16 if built in]")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder to write.  [default: MODEL-STEPSs.trace]")
 @click.option("--steps", type=click.IntRange(min=1), help="Diffusion steps.  [default: the model's]")
-@click.option(
-    "--seed",
-    type=click.IntRange(0, 2**63 - 1),
-    default=42,
-    show_default=True,
-    help="Seed of the noise, the same for every prompt.",
-)
+@click.option("--scheduler", help="Another scheduler: a class of diffusers, a model whose it is (sd3), a JSON file, a "
+              "folder or a repository.  [default: the model's]")  # fmt: skip
+@click.option("--seed", type=click.IntRange(0, LAST_SEED), default=42, show_default=True,
+              help="Seed of the noise, the same for every prompt.")  # fmt: skip
+@click.option("--seeds", help="Every prompt with each of these seeds: 0,1,5 or 0-9.  [default: the one of --seed]")
 @click.option("--guidance-scale", type=float, help="Strength of guidance; 1 for none.  [default: the model's]")
 @click.option("--pipeline-kwargs", default="{}", help="Further arguments of the pipeline, as JSON.")
-@click.option(
-    "--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), help="[default: bfloat16; float32 on CPUs]"
-)
+@click.option("--revision", help="Branch, tag or commit of the model's repository.  [default: main]")
+@click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]),
+              help="[default: the model's, or bfloat16; float32 on CPUs]")  # fmt: skip
 @click.option("--device", help="Where to run, as torch names it.  [default: cuda if there is one, else cpu]")
+@click.option("--cpu-offload", type=click.Choice(["model", "sequential", "group"]),
+              help="Keep weights on the host until they are needed.  [default: on the device]")  # fmt: skip
+@click.option("--kinds", help="What of each layer: k, v, q, a (output), o (heads before the output projection), "
+              "f (feed-forward output).  [default: k,v,a; o too for mochi]")  # fmt: skip
+@click.option("--attention", multiple=True, metavar="PATTERN",
+              help="Attention layers of an unknown transformer, as 'blocks.*.attn'; may be repeated.")  # fmt: skip
+@click.option("--no-stack", is_flag=True, help="Leave out what enters and leaves the blocks as a whole.")
+@click.option("--halves", is_flag=True, help="Also dot products between the halves of guidance.")
+@click.option("--step-pairs", metavar="PAIRS", help="Also dot products between these steps: 0:10,5:25, or all.")
 @click.option("--sample", type=click.IntRange(min=0), default=4096, show_default=True,
               help="Values kept of each activation, a quarter of that for text; 0 for statistics only.")  # fmt: skip
 @click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
@@ -57,76 +76,196 @@ def run(
     limit: int | None,
     output: Path | None,
     steps: int | None,
+    scheduler: str | None,
     seed: int,
+    seeds: str | None,
     guidance_scale: float | None,
     pipeline_kwargs: str,
+    revision: str | None,
     dtype: str | None,
     device: str | None,
+    cpu_offload: str | None,
+    kinds: str | None,
+    attention: tuple[str, ...],
+    no_stack: bool,
+    halves: bool,
+    step_pairs: str | None,
     sample: int,
     quiet: bool,
     as_json: bool,
 ) -> int:
     """Trace MODEL over many prompts. Run the same command again to go on where it stopped.
 
-    MODEL is a name that `dit-trace models` lists, or a folder with a diffusers pipeline.
+    MODEL is a name that `dit-trace models` lists, `tiny:NAME` for its miniature with random weights, a Hugging Face
+    repository (owner/name), or a folder with a diffusers pipeline.
 
     Example: dit-trace run digits-pixart -n 16 -o out.trace
     """
     from dit_tracer.models.catalog import find
 
     found = find(model)
-    texts = _prompts(found, prompts, limit)
+    requests = _requests(found, prompts, limit)
+    numbers = [seed] if seeds is None else _seeds(seeds)
     further = _arguments(pipeline_kwargs)
+    chosen, pairs = _kinds(kinds), _step_pairs(step_pairs)
     try:
-        from dit_tracer.models.loading import load
-        from dit_tracer.recording.settings import Sample
-        from dit_tracer.runs import run as trace
+        from dit_tracer import runs
+        from dit_tracer.models import loading, schedulers
+        from dit_tracer.recording.settings import Sample, What
     except ModuleNotFoundError as error:
         raise click.ClickException(NEEDS.format(error.name)) from None
 
-    steps = steps or found.steps
-    call = found.call | ({} if guidance_scale is None else {found.guidance: guidance_scale}) | further
-    output = output or Path(f"{found.name}-{steps}s.trace")
-    outcome = trace(
-        lambda: load(found, dtype, device),
-        texts,
+    work = runs.plan(requests, numbers, limit)
+    other = schedulers.find(scheduler) if scheduler else None
+    asked = ({} if guidance_scale is None else {found.guidance: guidance_scale}) | further
+    _refuse_two_values(asked, work.shared)
+    call = found.call | asked
+    planned = steps or found.steps
+    output = output or Path(_file_name(found.name, planned, scheduler))
+
+    def load() -> Any:
+        pipeline = loading.load(found, dtype, device, revision=revision, cpu_offload=cpu_offload)
+        if other:
+            schedulers.replace(pipeline, other, planned)
+        _announce(found, _changed(call | work.shared, found, steps=steps, dtype=dtype or pipeline.device.type == "cpu"))
+        return pipeline
+
+    outcome = runs.run(
+        load,
+        work,
         output,
         model=found.name,
-        seed=seed,
-        call=call | {"num_inference_steps": steps},
+        call=call | ({"num_inference_steps": steps} if steps else {}),
+        defaults={"num_inference_steps": found.steps},
         sample=Sample(latent=sample, text=-(-sample // 4)),
+        what=What(kinds=chosen, stack=not no_stack, halves=halves, attention=attention),
+        step_pairs=pairs,
         quiet=quiet,
     )
     return _report(output, outcome, as_json)
 
 
 @main.command()
-@click.option("--json", "as_json", is_flag=True, help="Print the list as JSON.")
-def models(as_json: bool) -> None:
-    """List the models that are known by name.
+@click.argument("model", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
+def models(model: str | None, as_json: bool) -> None:
+    """List the models that are known by name, or the layers of MODEL.
 
-    Example: dit-trace models
+    Example: dit-trace models sd3
     """
-    from dit_tracer.models.catalog import MODELS
+    if model is not None:
+        from dit_tracer.models.table import show
 
-    if as_json:
-        click.echo(json.dumps([{"name": m.name, "steps": m.steps, "about": m.about} for m in MODELS.values()]))
+        show(model, as_json)
         return
-    width = max(map(len, MODELS))
-    for known in MODELS.values():
-        click.echo(f"{known.name:{width}}  {known.about}")
-    click.echo(f"\nnext: dit-trace run {next(iter(MODELS))}", err=True)
+    from dit_tracer.models.catalog import BUNDLED, SEVEN, TWINS
+
+    groups = {"bundled": BUNDLED, "published": SEVEN, "twins": TWINS}
+    if as_json:
+        lines = [
+            {"name": m.name, "group": group, "steps": m.steps, "about": m.about, "repo": m.repo, "gated": m.gated}
+            for group, members in groups.items()
+            for m in members.values()
+        ]
+        click.echo(json.dumps(lines))
+        return
+    width = max(len(name) for members in groups.values() for name in members)
+    for (group, members), title in zip(groups.items(), TITLES):
+        click.echo(f"{'' if group == 'bundled' else chr(10)}{title}")
+        for known in members.values():
+            click.echo(f"  {known.name:{width}}  {_about(known)}")
+    click.echo(f"\nnext: dit-trace run {next(iter(BUNDLED))}", err=True)
 
 
-def _prompts(model: Model, source: str | None, limit: int | None) -> list[str]:
-    """The prompts asked for, in order, each once."""
-    from dit_formats.prompts import read_prompts
+def _about(model: Model) -> str:
+    """One line of the list, without what the title of its group says."""
+    from dit_tracer.models.catalog import RANDOM
+
+    about = model.about.removeprefix("bundled; ").removesuffix(f"; {RANDOM}")
+    return f"{about} ({model.repo}{', gated' if model.gated else ''})" if model.repo else about
+
+
+def _requests(model: Model, source: str | None, limit: int | None) -> list[Request]:
+    """The prompts asked for, in order."""
+    from dit_formats.prompts import Request, read_requests
 
     if source is not None:
-        return list(dict.fromkeys(read_prompts(source)))[:limit]
+        return read_requests(source)
     if model.captions is None:
         raise click.UsageError(f"{model.name} has no built-in prompts; give some with -p")
-    return model.captions(limit or 16)
+    return [Request(text) for text in model.captions(limit or 16)]
+
+
+def _seeds(text: str) -> list[int]:
+    """The seeds that `0,1,5` or `0-9` means, each once."""
+    seeds: dict[int, None] = {}
+    for part in text.split(","):
+        found = re.fullmatch(r"\s*(\d{1,19})(?:-(\d{1,19}))?\s*", part)
+        first, last = (int(found[1]), int(found[2] or found[1])) if found else (1, 0)
+        if not first <= last <= LAST_SEED or last - first >= 10**6:
+            raise click.UsageError(f"--seeds {text!r}: give numbers or ranges, as 0,1,5 or 0-9")
+        seeds |= dict.fromkeys(range(first, last + 1))
+    return list(seeds)
+
+
+def _kinds(text: str | None) -> tuple[str, ...] | None:
+    """The kinds asked for; None for those of the model's family."""
+    if text is None:
+        return None
+    kinds = [kind.strip() for kind in text.split(",")]
+    if len(set(kinds)) < len(kinds) or not set(kinds) <= set(KINDS):
+        raise click.UsageError(f"--kinds {text!r}: give some of {','.join(KINDS)}, each once")
+    return tuple(kinds)
+
+
+def _step_pairs(text: str | None) -> tuple[tuple[int, int], ...] | None:
+    """The pairs of steps asked for; None for all that there will be."""
+    if text is None:
+        return ()
+    if text.strip() == "all":
+        return None
+    pairs = []
+    for part in text.split(","):
+        found = re.fullmatch(r"\s*(\d{1,6}):(\d{1,6})\s*", part)
+        if not found or int(found[1]) >= int(found[2]):
+            raise click.UsageError(f"--step-pairs {text!r}: give pairs of steps, earlier first, as 0:10,5:25, or all")
+        pairs.append((int(found[1]), int(found[2])))
+    return tuple(sorted(set(pairs)))
+
+
+def _announce(model: Model, changed: set[str]) -> None:
+    """Say before anything runs what a reader of the numbers has to know about the model.
+
+    Args:
+        changed: Settings, in the words of `Model.paper`, that the command set itself.
+    """
+    if model.random_weights:
+        click.echo(f"{model.name} has RANDOM WEIGHTS: good for trying options, its numbers mean nothing", err=True)
+    kept = [key for key in model.paper if key not in changed and key in model.card]
+    other = [key for key in kept if model.paper[key] != model.card[key]]
+    if other:
+        ours, theirs = (", ".join(f"{key} {said[key]}" for key in other) for said in (model.paper, model.card))
+        click.echo(f"{model.name}: as in the paper: {ours}; the model card says {theirs}", err=True)
+
+
+def _changed(call: dict[str, Any], model: Model, **given: Any) -> set[str]:
+    """Which settings of the paper are not used, because something else was given."""
+    words = {"height": "size", "width": "size", "num_frames": "frames", "video_length": "frames"}
+    words[model.guidance] = "guidance"
+    names = {words[name] for name in words if name in call and call[name] != model.call.get(name)}
+    return names | {name for name, value in given.items() if value}
+
+
+def _refuse_two_values(asked: dict[str, Any], shared: dict[str, Any]) -> None:
+    for name in asked.keys() & shared.keys():
+        if asked[name] != shared[name]:
+            raise click.UsageError(f"{name} is {asked[name]} in an option and {shared[name]} in the prompts; give one")
+
+
+def _file_name(model: str, steps: int, scheduler: str | None) -> str:
+    """Name of the trace if none is given; without signs that file systems dislike."""
+    other = f"-{Path(scheduler).stem}" if scheduler else ""
+    return re.sub(r"[^\w.-]+", "-", f"{model}{other}-{steps}s.trace")
 
 
 def _arguments(text: str) -> dict[str, Any]:
@@ -136,7 +275,7 @@ def _arguments(text: str) -> dict[str, Any]:
         raise click.UsageError(f"--pipeline-kwargs is not JSON ({error}); write '{{\"height\": 512}}'") from None
     if not isinstance(arguments, dict):
         raise click.UsageError("--pipeline-kwargs is not a JSON object; write '{\"height\": 512}'")
-    for name in ("prompt", "generator", "num_inference_steps", "output_type", "return_dict", "self"):
+    for name in ("prompt", "class_labels", "generator", "num_inference_steps", "output_type", "return_dict", "self"):
         if name in arguments:
             raise click.UsageError(f"--pipeline-kwargs may not set {name}; the options -p, --seed and --steps do")
     return arguments

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+import huggingface_hub
 import torch
 import transformers
 from huggingface_hub import errors as hub
@@ -19,6 +20,9 @@ from dit_tracer.models.catalog import TINY, Model
 
 OFFLOADS = ("model", "sequential", "group")
 """Ways to keep weights on the host while they are not needed, from fast to frugal; `group` works on CPUs too."""
+
+OPEN_SORA = "OpenSoraPipeline"
+"""The one pipeline that is not of diffusers."""
 
 
 class LoadError(Exception):
@@ -47,7 +51,7 @@ def load(
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = dtype or ("float32" if device == "cpu" else model.dtype or "bfloat16")
     _refuse_impossible(model, device, revision, cpu_offload)
-    _hush()
+    hush()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # torch_dtype is the name that all versions know
@@ -58,7 +62,7 @@ def load(
     except Exception as error:  # the libraries raise whatever they met
         advice = hub_advice(error, model.source, revision) or _contents_advice(error)
         if advice:
-            raise LoadError(f"{model.name}: {advice}") from error
+            raise LoadError(f"{model.name}: {advice}{_further_repository(model)}") from error
         reason = " ".join(str(error).split())[:200]
         raise LoadError(f"{model.name}: cannot be loaded on {device}: {type(error).__name__}: {reason}") from error
 
@@ -80,12 +84,22 @@ def hub_advice(error: BaseException, repo: str, revision: str | None = None) -> 
         return f"there is no repository {repo}, or it is private: check the name, or run `hf auth login`"
     if met(hub.LocalEntryNotFoundError, ConnectionError, TimeoutError, socket.gaierror) or _unresolved(causes):
         command = f"hf download {repo}" + (f" --revision {revision}" if revision else "")
-        why = "HF_HUB_OFFLINE is set" if met(hub.OfflineModeIsEnabled) else "huggingface.co cannot be reached"
+        offline = huggingface_hub.constants.HF_HUB_OFFLINE
+        why = "HF_HUB_OFFLINE is set" if offline else "huggingface.co cannot be reached"
         return (
-            f"the repository {repo} is not on this machine, and {why}; run `{command}` where there is a network and the "
-            "same cache, or give the folder of a copy"
+            f"the repository {repo} is not on this machine, and {why}; run `{command}` where there is a network "
+            "and the same cache, or give the folder of a copy"
         )
     return None
+
+
+def _further_repository(model: Model) -> str:
+    """Open-Sora is the one of the seven whose weights are in two places; an error may be about either."""
+    if model.pipeline != OPEN_SORA:
+        return ""
+    from dit_tracer.models.opensora_pipeline import TEXT_ENCODER
+
+    return f"; its text encoder comes from {TEXT_ENCODER}, and is needed too"
 
 
 def _unresolved(causes: list[BaseException]) -> bool:
@@ -122,7 +136,7 @@ def _read(model: Model, dtype: torch.dtype, revision: str | None) -> Any:
         from dit_tracer.models import tiny
 
         return tiny.build(model.name.removeprefix(TINY)).to(dtype=dtype)
-    if model.pipeline == "OpenSoraPipeline":
+    if model.pipeline == OPEN_SORA:
         from dit_tracer.models.opensora import OpenSoraPipeline
 
         return OpenSoraPipeline.from_checkpoint(model.source, revision=revision, torch_dtype=dtype)
@@ -154,8 +168,9 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
             waiting += [cause for cause in (one.__cause__, one.__context__) if cause is not None]
 
 
-def _hush() -> None:
+def hush() -> None:
     """No bars and no advice of the libraries between ours; what they log as an error, they raise as well."""
-    for library in (diffusers, transformers):
+    for library in (diffusers, transformers, huggingface_hub):
         library.utils.logging.set_verbosity(logging.CRITICAL)
+    for library in (diffusers, transformers):
         library.utils.logging.disable_progress_bar()
