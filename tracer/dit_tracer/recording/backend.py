@@ -8,7 +8,16 @@ from typing import Any
 
 import torch
 from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
+from diffusers.models.attention_processor import (
+    AttnProcessor,
+    AttnProcessor2_0,
+    SlicedAttnProcessor,
+    XFormersAttnProcessor,
+)
 from torch import Tensor, nn
+
+BY_HAND = (AttnProcessor, SlicedAttnProcessor, XFormersAttnProcessor)
+"""Processors that compute what AttnProcessor2_0 does without PyTorch's function, as attention slicing sets them."""
 
 Watcher = Callable[[Tensor, Tensor, Tensor, Tensor], None]
 """Receives query, key, value and output of one call."""
@@ -45,16 +54,22 @@ def intercepted(watch: Watcher) -> Iterator[None]:
 
 @contextmanager
 def native(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Attend with PyTorch's own function; the chosen backends are put back."""
+    """Attend with PyTorch's own function; the chosen backends and processors are put back."""
+    modules = list(modules)
+    by_hand = [(module, module.processor) for module in modules if type(getattr(module, "processor", None)) in BY_HAND]
     processors = {id(p): p for m in modules if hasattr(p := getattr(m, "processor", None), "_attention_backend")}
     chosen = [(processor, processor._attention_backend) for processor in processors.values()]
     active = _AttentionBackendRegistry._active_backend
     _AttentionBackendRegistry._active_backend = AttentionBackendName.NATIVE
     for processor, _ in chosen:
         processor._attention_backend = None
+    for module, _ in by_hand:
+        module.processor = AttnProcessor2_0()
     try:
         yield
     finally:
         _AttentionBackendRegistry._active_backend = active
         for processor, backend in chosen:
             processor._attention_backend = backend
+        for module, processor in by_hand:
+            module.processor = processor

@@ -6,7 +6,7 @@ import hashlib
 import inspect
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -82,11 +82,11 @@ def describe(pipeline: Any, transformers: dict[str, Any], model: str, sample: Sa
         "model": model,
         "pipeline": type(pipeline).__name__,
         "transformers": {
-            name: {"class": type(part).__name__, "config": _plain(part.config), "weights": fingerprint(part)}
+            name: {"class": type(part).__name__, "config": _config(part), "weights": fingerprint(part)}
             for name, part in transformers.items()
         },
         "scheduler": {"class": type(pipeline.scheduler).__name__, "config": _plain(pipeline.scheduler.config)},
-        "dtype": str(next(iter(transformers.values())).dtype).removeprefix("torch."),
+        "dtype": str(_dtype(next(iter(transformers.values())))).removeprefix("torch."),
         "attention": "native",
         "sample": {"rule": RULE, "latent": sample.latent, "text": sample.text, "seed": sample.seed},
     }
@@ -95,13 +95,31 @@ def describe(pipeline: Any, transformers: dict[str, Any], model: str, sample: Sa
 def fingerprint(module: Any) -> str | None:
     """A hash of a few numbers of every weight: two trainings of one architecture are two models.
 
-    None where the weights are elsewhere just now, as sequential offloading keeps them.
+    None where the weights are elsewhere just now, as sequential offloading and group offloading to disk keep them.
     """
     weights = list(module.state_dict().values())
-    if any(weight.is_meta for weight in weights):
+    if any(weight.is_meta for weight in weights) or _on_disk(module):
         return None
     few = [_some_values(weight) for weight in weights if isinstance(weight, torch.Tensor)]
-    return hashlib.sha256(torch.cat(few).numpy().tobytes()).hexdigest()[:16]
+    found = hashlib.sha256(torch.cat(few).numpy().tobytes())
+    found.update("".join(_adapter_scales(module)).encode())
+    return found.hexdigest()[:16]
+
+
+def _on_disk(module: Any) -> bool:
+    """Whether weights are in files of group offloading; their tensors then hold whatever the memory held."""
+    registries = (getattr(part, "_diffusers_hook", None) for part in module.modules())
+    hooks = (registry.get_hook("group_offloading") for registry in registries if registry is not None)
+    return any(hook is not None and hook.group.offload_to_disk_path for hook in hooks)
+
+
+def _adapter_scales(module: Any) -> Iterator[str]:
+    """How strongly adapters act (LoRA, IP-Adapter), which is in no weight."""
+    for part in module.modules():
+        if "scaling" in vars(part) and not getattr(part, "disable_adapters", False):
+            yield repr([(name, part.scaling.get(name)) for name in part.active_adapters])
+        elif "IPAdapter" in type(part).__name__:
+            yield repr(vars(part).get("scale"))
 
 
 def _some_values(weight: torch.Tensor) -> torch.Tensor:
@@ -110,6 +128,15 @@ def _some_values(weight: torch.Tensor) -> torch.Tensor:
     if type(plain) is not torch.Tensor and hasattr(plain, "dequantize"):
         plain = plain.dequantize()
     return plain.flatten()[:: max(1, plain.numel() // 8)][:8].double().cpu()
+
+
+def _config(part: Any) -> dict[str, Any]:
+    """Configuration of a network; one that is no model of diffusers need not have any."""
+    return _plain(getattr(part, "config", {}))
+
+
+def _dtype(part: Any) -> torch.dtype:
+    return getattr(part, "dtype", None) or next(part.parameters()).dtype
 
 
 def call_settings(generate: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

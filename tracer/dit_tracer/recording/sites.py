@@ -78,9 +78,9 @@ def find_attention(networks: dict[str, nn.Module], patterns: tuple[str, ...] = (
     sites = []
     for name, network in networks.items():
         family = family_of(network)
-        for path, module in network.named_modules():
+        for path, module in _modules(network):
             if patterns:
-                chosen = fits(path, patterns)
+                chosen = fits(path, patterns) or fits(f"{name}.{path}", patterns)
             else:
                 chosen = isinstance(module, ATTENTION) or fits(path, family.attention)
                 chosen = chosen and not fits(path, (*family.ignored, *IGNORED))
@@ -96,13 +96,20 @@ def find_attention(networks: dict[str, nn.Module], patterns: tuple[str, ...] = (
     return sites
 
 
+def _modules(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The modules of a network by path; those that torch.compile has wrapped, by the path they had before."""
+    for path, module in network.named_modules():
+        if not hasattr(module, "_orig_mod"):
+            yield path.replace("._orig_mod", ""), module
+
+
 def find_feed_forward(networks: dict[str, nn.Module], attention: list[Site]) -> list[Site]:
     """The feed-forward networks that stand beside recorded attention modules."""
     blocks = {site.name.rpartition(".")[0] for site in attention}
     return [
         Site(f"{name}.{path}", path, family_of(network), module, "ff")
         for name, network in networks.items()
-        for path, module in network.named_modules()
+        for path, module in _modules(network)
         if path.rpartition(".")[2] in FEED_FORWARD and f"{name}.{path}".rpartition(".")[0] in blocks
     ]
 

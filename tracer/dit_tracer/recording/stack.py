@@ -122,7 +122,7 @@ class Stack:
         if first.shape[1] > 1 and "temporal" in self._paths[self._last_block]:
             last = last.transpose(1, 2)
         if first.shape == last.shape:
-            self._sink("residual", (last - first).flatten(0, 1))
+            self._sink("residual", (last - first.to(last.device)).flatten(0, 1))  # blocks may stand on several GPUs
 
     def _emit_whole(self, name: str, value: Any, channels: str) -> None:
         """A network's input or prediction; elements of a batch with different sizes are left out."""
