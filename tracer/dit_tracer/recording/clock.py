@@ -39,6 +39,7 @@ class Clock:
         self.network = ""
         self.branches: tuple[str, ...] = ()
         self.batch = 0
+        self.latents: Any = None
         self._timesteps: list[Any] = []
         self._given: dict[str, Any] = {}
         self._context: str | None = None
@@ -98,10 +99,11 @@ class Clock:
 
     def _on_call(self, network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._given = dict(zip(self._parameters[network], args)) | kwargs
-        latents = next(v for v in self._given.values() if isinstance(v, (Tensor, list)))
+        named = self._given.get("hidden_states")
+        latents = named if named is not None else next(v for v in self._given.values() if isinstance(v, (Tensor, list)))
         self._parts: dict[int, Parts] = {}
         self.network = self._names[network]
-        self.batch = len(latents)
+        self.batch, self.latents = len(latents), latents
         self.branches = self._branches(family_of(network), latents)
         if self._calls == 0:
             self._first = latents

@@ -49,7 +49,7 @@ class Stack:
         with ExitStack() as undo:
             undo.callback(setattr, self._capture, "on_layer", None)
             for network, blocks in self._blocks.items():
-                undo.callback(network.register_forward_pre_hook(self._on_call, with_kwargs=True).remove)
+                undo.callback(network.register_forward_pre_hook(self._on_call).remove)
                 for block in blocks:
                     undo.callback(block.register_forward_pre_hook(self._on_block, with_kwargs=True).remove)
                     undo.callback(block.register_forward_hook(self._after_block).remove)
@@ -60,14 +60,14 @@ class Stack:
     def __exit__(self, *error: object) -> None:
         self._undo.close()
 
-    def _on_call(self, network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _on_call(self, network: nn.Module, args: tuple[Any, ...]) -> None:
         self._network = network
         self._started = self._finished = 0
         self._first: Tensor | None = None
         self._modulated = False
-        self._last_site = self._last_output = None
+        self._last_output: tuple[Any, ...] = ()
         self._place = 0
-        self._emit_whole("model_input", args[0] if args else next(iter(kwargs.values())), "in_channels")
+        self._emit_whole("model_input", self._clock.latents, "in_channels")
 
     def _on_block(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A state between two blocks is taken where the next block gets it: there it is known by its place."""
@@ -81,7 +81,7 @@ class Stack:
 
     def _after_block(self, block: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         self._finished += 1
-        self._last_output = output if isinstance(output, (tuple, list)) else (output,)
+        self._last_output = tuple(output) if isinstance(output, (tuple, list)) else (output,)
         if family_of(self._network).tokens_first:
             self._last_output = tuple(map(self._batch_first, self._last_output))
         self._last_block = block
