@@ -9,7 +9,7 @@ from typing import Any
 
 IGNORED = (
     "*refiner_blocks.*", "context_refiner.*", "*text_fusion*", "*text_transformer_blocks*", "*face_adapter*",
-    "*pooler*", "*embedder*", "*connector*",
+    "*pooler*", "*embedder*", "*connector*", "image_proj.*", "encoder_hid_proj.*",
 )  # fmt: skip
 """Attention modules, by path, that prepare a text or a reference and are no layers of the denoising stack."""
 

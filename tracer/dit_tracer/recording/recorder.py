@@ -271,7 +271,8 @@ class Recorder:
         layers = tuple(Layer(site.name, site.type, site.heads) for site in self._capture.fired.values())
         timesteps, sigmas = np.array(self._clock.timesteps), np.array(self._clock.sigmas)
         self._refuse_other_shape(layers, timesteps, sigmas)
-        run = Run(self._settings, provenance(self._num_prompts, str(self._pipeline.device)))
+        device = getattr(self._pipeline, "device", None) or next(self._capture.sites[0].module.parameters()).device
+        run = Run(self._settings, provenance(self._num_prompts, str(device)))
         self.path.mkdir(parents=True, exist_ok=True)
         for image in range(generation.num_images):
             one = Prompt(prompt.index + image, prompt.text, prompt.seed, image)
