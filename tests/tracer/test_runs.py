@@ -13,7 +13,8 @@ from dit_formats.prompts import Request, read_requests
 from dit_tracer.models import tiny
 from dit_tracer.models.catalog import find
 from dit_tracer.recording.settings import Sample, What
-from dit_tracer.runs import Outcome, Task, Work, plan, run
+from dit_tracer.runs import Outcome, run
+from dit_tracer.work import Task, Work, plan
 from PIL import Image
 
 SD3 = find("tiny:sd3")

@@ -64,6 +64,8 @@ main.interrupted = ("stopped; every finished prompt is kept, and the same comman
 @click.option("--attention", multiple=True, metavar="PATTERN",
               help="Attention layers of an unknown transformer, as 'blocks.*.attn'; may be repeated.")  # fmt: skip
 @click.option("--no-stack", is_flag=True, help="Leave out what enters and leaves the blocks as a whole.")
+@click.option("--boundary", multiple=True, metavar="BLOCK",
+              help="Also what leaves this block, as transformer_blocks.9; may be repeated.")  # fmt: skip
 @click.option("--halves", is_flag=True, help="Also dot products between the halves of guidance.")
 @click.option("--step-pairs", metavar="PAIRS", help="Also dot products between these steps: 0:10,5:25, or all.")
 @click.option("--sample", type=click.IntRange(min=0), default=4096, show_default=True,
@@ -88,6 +90,7 @@ def run(
     kinds: str | None,
     attention: tuple[str, ...],
     no_stack: bool,
+    boundary: tuple[str, ...],
     halves: bool,
     step_pairs: str | None,
     sample: int,
@@ -112,10 +115,11 @@ def run(
         from dit_tracer import runs
         from dit_tracer.models import loading, schedulers
         from dit_tracer.recording.settings import Sample, What
+        from dit_tracer.work import plan
     except ModuleNotFoundError as error:
         raise click.ClickException(NEEDS.format(error.name)) from None
 
-    work = runs.plan(requests, numbers, limit)
+    work = plan(requests, numbers, limit)
     other = schedulers.find(scheduler) if scheduler else None
     asked = ({} if guidance_scale is None else {found.guidance: guidance_scale}) | further
     _refuse_two_values(asked, work.shared)
@@ -138,7 +142,7 @@ def run(
         call=call | ({"num_inference_steps": steps} if steps else {}),
         defaults={"num_inference_steps": found.steps},
         sample=Sample(latent=sample, text=-(-sample // 4)),
-        what=What(kinds=chosen, stack=not no_stack, halves=halves, attention=attention),
+        what=What(chosen, not no_stack, boundaries=boundary, halves=halves, attention=attention),
         step_pairs=pairs,
         quiet=quiet,
     )
@@ -154,10 +158,11 @@ def models(model: str | None, as_json: bool) -> None:
     Example: dit-trace models sd3
     """
     if model is not None:
-        from dit_tracer.models.table import show
-
-        show(model, as_json)
-        return
+        try:
+            from dit_tracer.models.table import show
+        except ModuleNotFoundError as error:
+            raise click.ClickException(NEEDS.format(error.name)) from None
+        return show(model, as_json)
     from dit_tracer.models.catalog import BUNDLED, SEVEN, TWINS
 
     groups = {"bundled": BUNDLED, "published": SEVEN, "twins": TWINS}

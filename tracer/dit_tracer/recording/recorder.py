@@ -127,14 +127,17 @@ class Recorder:
         self._entered = False
         self._undo.close()
 
-    def expect(self, **call: Any) -> None:
+    def expect(self, varies: tuple[str, ...] = (), **call: Any) -> None:
         """Refuse now what calling the pipeline with these arguments would be refused for.
+
+        Args:
+            varies: Arguments that need not be the same for all prompts, as for `prompt`.
 
         Raises:
             ConflictError: The trace was made with other arguments.
         """
         generate = functools.partial(type(self._pipeline).__call__, self._pipeline)
-        self._accept_call(call_settings(generate, (), call))
+        self._accept_call(call_settings(generate, (), call), varies)
 
     def has(self, text: str, seed: int = 0, image: int = 0) -> bool:
         """Whether the trace holds this prompt already."""
@@ -194,7 +197,7 @@ class Recorder:
                     "the scheduler was replaced after recording began; replace it before, for a new trace"
                 )
             call = call_settings(generate, args, kwargs)
-            self._accept_call({name: value for name, value in call.items() if name not in self._varies})
+            self._accept_call(call, self._varies)
             self._places.text_tokens = _longest_text(generate, args, kwargs)
         result = generate(*args, **kwargs)
         self._finished = not getattr(self._pipeline, "interrupt", False)
@@ -282,8 +285,9 @@ class Recorder:
             self._keys.add(one.key)
             self._next = max(self._next, one.index + 1)
 
-    def _accept_call(self, call: dict[str, Any]) -> None:
-        """All prompts of a trace are generated with the same arguments."""
+    def _accept_call(self, call: dict[str, Any], varies: tuple[str, ...]) -> None:
+        """All prompts of a trace are generated with the same arguments, but for those that belong to the prompt."""
+        call = {name: value for name, value in call.items() if name not in varies}
         self._refuse_other({"call": self._settings.setdefault("call", call)}, {"call": call})
 
     def _refuse_other(self, found: dict[str, Any], asked: dict[str, Any]) -> None:
@@ -326,7 +330,7 @@ def _equal(one: NDArray[np.float64], other: NDArray[np.float64]) -> bool:
 
 def _longest_text(generate: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
     """Tokens that a prompt of this call may have; 0 where the call does not say, or brings embeddings of its own."""
-    bound = inspect.signature(generate).bind(*args, **kwargs)
+    bound = inspect.signature(generate).bind_partial(*args, **kwargs)
     bound.apply_defaults()
     given = bound.arguments
     length = given.get("max_sequence_length")

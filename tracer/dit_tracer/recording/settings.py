@@ -141,7 +141,7 @@ def _dtype(part: Any) -> torch.dtype:
 
 def call_settings(generate: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """Arguments of a pipeline's call that are plain values, defaults included, but for the prompt and the output."""
-    bound = inspect.signature(generate).bind(*args, **kwargs)
+    bound = inspect.signature(generate).bind_partial(*args, **kwargs)
     bound.apply_defaults()
     left_out = ("prompt", "output_type", "return_dict", "callback", "generator")
     kept = {
