@@ -32,7 +32,7 @@ def paper_view(ds: xr.Dataset) -> xr.Dataset:
         Variables of dimensions (prompt, kind, layer, transition): l1, rel_l1 and variance (unbiased, of |d|), and
         text_l1 and text_variance, which the paper recorded for layers with a text stream of their own but never used.
     """
-    ds = ds.isel(layer=_layers(ds), branch=_branches(ds))
+    ds = ds.isel(layer=_layers(ds), branch=guidance_halves(ds))
     ds = _paper_kinds(ds)
     joined = ds.layer_type.isin(JOINED)
     latent = ds.stream == "latent"
@@ -61,8 +61,8 @@ def _layers(ds: xr.Dataset) -> list[int]:
     return sorted(kept, key=lambda layer: rank.get(types[layer], -1))
 
 
-def _branches(ds: xr.Dataset) -> list[int]:
-    """The guidance halves; whatever there is where a pipeline names its branches in another way."""
+def guidance_halves(ds: xr.Dataset) -> list[int]:
+    """Places of the guidance halves among the branches; of all where a pipeline names them in another way."""
     names = ds.branch.values.tolist()
     return [i for i, name in enumerate(names) if name in HALVES] or list(range(len(names)))
 

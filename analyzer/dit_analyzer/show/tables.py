@@ -13,8 +13,11 @@ from dit_formats.reader import Trace
 from numpy.typing import NDArray
 
 from dit_analyzer.measures.distance import distances
-from dit_analyzer.measures.paper import LEFT_OUT, paper_view
+from dit_analyzer.measures.paper import guidance_halves, paper_view
 from dit_analyzer.measures.variation import variation
+
+GROUPS = {"cross": "cross-attention", "ff": "feed-forward"}
+"""Layer types beside those that the paper looked at."""
 
 BARS = "▁▂▃▄▅▆▇█"
 
@@ -51,7 +54,14 @@ def headline(trace: Trace) -> str:
     settings = trace.run.settings
     scheduler = settings.get("scheduler")
     scheduler = str(scheduler.get("class", "")).removesuffix("Scheduler") if isinstance(scheduler, dict) else ""
-    parts = [settings.get("model"), plural(len(trace.layers), "layer"), plural(trace.num_steps, "step"), scheduler]
+    random = "RANDOM WEIGHTS" if str(settings.get("model")).startswith("tiny:") else ""
+    parts = [
+        settings.get("model"),
+        random,
+        plural(len(trace.layers), "layer"),
+        plural(trace.num_steps, "step"),
+        scheduler,
+    ]
     return harmless(" · ".join(str(part) for part in [*parts, plural(len(trace.prompts), "prompt")] if part))
 
 
@@ -59,7 +69,7 @@ def summarise(trace: Trace, source: str) -> Summary:
     """The summary of a trace, its distances taken from `source`."""
     ds = distances(trace, source=source)
     view = paper_view(ds)
-    cross = ds.isel(layer=ds.layer_type.isin(LEFT_OUT).values, stream=(ds.stream == "latent").values)
+    others = ds.isel(branch=guidance_halves(ds), stream=(ds.stream == "latent").values).mean(("branch", "stream"))
     by_layer = view["rel_l1"].mean(("prompt", "kind", "transition")).dropna("layer")
     return Summary(
         title=headline(trace),
@@ -67,7 +77,8 @@ def summarise(trace: Trace, source: str) -> Summary:
         asked=trace.num_asked,
         steps=trace.num_steps,
         layer_types=dict(Counter(layer.type for layer in trace.layers)),
-        rows=_rows(view, "as in the paper") + _rows(cross.mean(("branch", "stream")), "cross-attention"),
+        rows=_rows(view, "as in the paper")
+        + [row for name, group in GROUPS.items() for row in _rows(others.isel(layer=ds.layer_type == name), group)],
         highest=_layer(by_layer, by_layer.argmax("layer")) if by_layer.size else "none has a value",
         lowest=_layer(by_layer, by_layer.argmin("layer")) if by_layer.size else "none has a value",
     )
@@ -126,7 +137,7 @@ def _rows(view: xr.Dataset, group: str) -> list[Row]:
     """A row for each kind that the group has and that changes at all."""
     rows = []
     for kind in view.kind.values.tolist():
-        one = view.sel(kind=[kind])
+        one = view.sel(kind=[kind]).dropna("layer", how="all", subset=["l1"])
         curve = one["l1"].mean(("prompt", "layer", "kind")).values
         if not np.isfinite(curve).any() or not curve.any():
             continue

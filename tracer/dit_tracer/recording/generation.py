@@ -26,17 +26,19 @@ class Place:
 
     Args:
         index: Fold, head, token within the fold, channel within the head, on the activation's device.
+        last_token: The largest of those tokens.
     """
 
     positions: Positions
     index: tuple[Tensor, ...]
+    last_token: int
 
     def pick(self, grouped: Tensor) -> Tensor:
         """Values at the positions, (group, position); NaN for tokens that this activation does not have."""
         fold, head, token, channel = self.index
         tokens = grouped.shape[3]
         values = grouped[:, fold, head, token.clamp(max=tokens - 1), channel]
-        return values if int(self.positions.last_token) < tokens else values.where(token < tokens, torch.nan)
+        return values if self.last_token < tokens else values.where(token < tokens, torch.nan)
 
 
 class Places:
@@ -59,20 +61,21 @@ class Places:
         """The place of an activation (group, fold, head, token, channel)."""
         _, folds, heads, tokens, width = grouped.shape
         stream, kind, layer = key
-        may_vary = stream == "text" and folds == 1
-        shape = folds * tokens, heads * width
-        known = self._shapes.setdefault(key, (max(shape[0], self.text_tokens), shape[1]) if may_vary else shape)
-        if known[1] != shape[1] or shape[0] > known[0] or (shape[0] < known[0] and not may_vary):
+        longest = max(tokens, self.text_tokens) if stream == "text" else tokens
+        known = self._shapes.setdefault(key, (folds * longest, heads * width))
+        room = known[0] // folds
+        fits = tokens <= room if stream == "text" else tokens == room
+        if not fits or known != (folds * room, heads * width):
             raise ConflictError(
-                f"{layer}: {kind} of {stream} has {shape[0]} tokens and {shape[1]} channels now, "
+                f"{layer}: {kind} of {stream} has {folds * tokens} tokens and {heads * width} channels now, "
                 f"{known[0]} and {known[1]} before; trace other sizes into another folder"
             )
         if key not in self._places:
             chosen = positions(*known, self._sample.size(stream), self._sample.seed, *key)
-            fold, token = np.divmod(chosen.token, known[0] // folds)
+            fold, token = np.divmod(chosen.token, room)
             head, channel = np.divmod(chosen.channel, width)
             index = tuple(torch.from_numpy(axis).to(grouped.device) for axis in (fold, head, token, channel))
-            self._places[key] = Place(chosen, index)
+            self._places[key] = Place(chosen, index, int(token.max(initial=0)))
         return self._places[key]
 
     def arrays(self, stream: str, kinds: tuple[str, ...], layers: list[str]) -> dict[str, Any]:

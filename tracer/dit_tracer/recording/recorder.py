@@ -32,6 +32,9 @@ from dit_tracer.recording.sites import UnsupportedError, find_networks
 from dit_tracer.recording.stack import Stack
 from dit_tracer.recording.statistics import norm_ratios, products, step_sums, transition_sums
 
+MAX_TEXT = 4096
+"""A tokenizer that claims to take more tokens than this does not say how many a prompt may have."""
+
 
 def record(
     pipeline: Any,
@@ -198,7 +201,7 @@ class Recorder:
                 )
             call = call_settings(generate, args, kwargs)
             self._accept_call(call, self._varies)
-            self._places.text_tokens = _longest_text(generate, args, kwargs)
+            self._places.text_tokens = _longest_text(self._pipeline, args, kwargs)
         result = generate(*args, **kwargs)
         self._finished = not getattr(self._pipeline, "interrupt", False)
         return result
@@ -328,13 +331,21 @@ def _equal(one: NDArray[np.float64], other: NDArray[np.float64]) -> bool:
     return np.array_equal(one, other, equal_nan=True)
 
 
-def _longest_text(generate: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-    """Tokens that a prompt of this call may have; 0 where the call does not say, or brings embeddings of its own."""
-    bound = inspect.signature(generate).bind_partial(*args, **kwargs)
+def _longest_text(pipeline: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    """Tokens that the text of a prompt may have; 0 where the call brings embeddings of its own.
+
+    It is what the call says, or else what the pipeline's tokenizers are made for.
+    """
+    bound = inspect.signature(type(pipeline).__call__).bind_partial(pipeline, *args, **kwargs)
     bound.apply_defaults()
     given = bound.arguments
-    length = given.get("max_sequence_length")
-    return length if isinstance(length, int) and given.get("prompt") is not None else 0
+    if given.get("prompt") is None:
+        return 0
+    if isinstance(given.get("max_sequence_length"), int):
+        return given["max_sequence_length"]
+    tokenizers = [part for name, part in pipeline.components.items() if "tokenizer" in name]
+    lengths = [getattr(tokenizer, "model_max_length", 0) for tokenizer in tokenizers]
+    return max((length for length in lengths if length <= MAX_TEXT), default=0)
 
 
 def _missing(x: Tensor, lengths: list[int]) -> Tensor:

@@ -18,10 +18,6 @@ class Positions:
     token: NDArray[np.int64]
     channel: NDArray[np.int64]
 
-    @property
-    def last_token(self) -> int:
-        return int(self.token.max(initial=0))
-
 
 def positions(num_tokens: int, num_channels: int, n: int, seed: int, *names: str) -> Positions:
     """Positions of one activation; the same for the same seed and names, hence at every step and for every prompt."""
