@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import math
 import os
+import textwrap
 from itertools import groupby
 from pathlib import Path
 
@@ -88,7 +89,7 @@ def heatmap(view: xr.Dataset, title: str) -> Figure:
         _part_types(panels, means)
         bar = figure.colorbar(image, ax=panels, pad=0.02, aspect=height / 0.12, label=SIZE)
         _log_ticks(bar.ax.yaxis)
-        figure.suptitle(title)
+        figure.suptitle(_in_lines(title, figure))
         figure.supxlabel(_caption(view) + ("; grey: no change, or no value" if means.isnull().any() else ""))
         figure.supylabel("layer")
     return figure
@@ -194,9 +195,14 @@ def _frame(figure: Figure, l1: xr.DataArray, title: str) -> None:
     if l1.sizes["prompt"] > 1:
         handles.append(Patch(color="lightgrey", label="5th to 95th percentile"))
     # A suptitle would lie on the legend, so the legend carries the title.
-    figure.legend(handles=handles, title=title, loc="outside upper center", ncols=len(handles), frameon=False)
+    figure.legend(handles=handles, title=_in_lines(title, figure), loc="outside upper center", ncols=len(handles), frameon=False)
     figure.supxlabel(_caption(l1))
     figure.supylabel(SIZE)
+
+
+def _in_lines(title: str, figure: Figure) -> str:
+    """The title, broken where the figure is too narrow for it."""
+    return textwrap.fill(title, int(12 * figure.get_figwidth()))
 
 
 def _caption(view: xr.Dataset | xr.DataArray) -> str:
