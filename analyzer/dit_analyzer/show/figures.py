@@ -195,7 +195,8 @@ def _frame(figure: Figure, l1: xr.DataArray, title: str) -> None:
     if l1.sizes["prompt"] > 1:
         handles.append(Patch(color="lightgrey", label="5th to 95th percentile"))
     # A suptitle would lie on the legend, so the legend carries the title.
-    figure.legend(handles=handles, title=_in_lines(title, figure), loc="outside upper center", ncols=len(handles), frameon=False)
+    places = {"loc": "outside upper center", "ncols": len(handles)}
+    figure.legend(handles=handles, title=_in_lines(title, figure), frameon=False, **places)
     figure.supxlabel(_caption(l1))
     figure.supylabel(SIZE)
 

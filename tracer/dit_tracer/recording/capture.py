@@ -242,7 +242,8 @@ class Capture:
         latent, text = frame.hidden.shape[1], frame.encoder.shape[1]
         lengths = [call.key.shape[2] - latent for call in frame.calls]
         alone = all(len(call.key) == 1 and call.query.shape[2] == call.key.shape[2] for call in frame.calls)
-        return alone and all(0 < n <= text for n in lengths) and (len(lengths) > 1 or lengths[0] != text)
+        exist = all(0 <= n <= text for n in lengths) and max(lengths) > 0  # an empty text may have no token at all
+        return alone and exist and (len(lengths) > 1 or lengths[0] != text)
 
     def _main_call(self, frame: Frame) -> tuple[Attended, str]:
         """The attention call that is the layer's own, and the layer's type."""

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from dit_tracer.recording.families import Family, Parts
 from dit_tracer.recording.patching import around
-from dit_tracer.recording.sites import family_of
+from dit_tracer.recording.sites import UnsupportedError, family_of
 
-HALVES = (("uncond", "cond"), ("uncond", "cond", "perturbed"))
+HALVES = (("uncond", "cond"),)
 """Order of the parts in the pipelines of diffusers that run several in one batch."""
 
 
@@ -99,6 +99,10 @@ class Clock:
 
     def _on_call(self, network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._given = dict(zip(self._parameters[network], args)) | kwargs
+        if getattr(self._pipeline, "do_perturbed_attention_guidance", False):
+            raise UnsupportedError(
+                "perturbed-attention guidance runs some layers on a part of the batch; trace with pag_scale=0"
+            )
         named = self._given.get("hidden_states")
         latents = named if named is not None else next(v for v in self._given.values() if isinstance(v, (Tensor, list)))
         self._parts: dict[int, Parts] = {}
@@ -119,7 +123,8 @@ class Clock:
             self._alike[asked] = next((n for n in (3, 2) if _repeated(latents, n)), 1)
         parts = self._alike[asked]
         if parts > 1:
-            return next(names for names in (*family.halves, *HALVES) if len(names) == parts)
+            unnamed = tuple(f"part{part}" for part in range(parts))
+            return next(names for names in (*family.halves, *HALVES, unnamed) if len(names) == parts)
         if self._calls == 0:
             return family.calls[:1]
         if asked not in self._repeats:

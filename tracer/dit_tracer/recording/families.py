@@ -36,6 +36,7 @@ class Family:
         calls: Guidance branches in the order of the transformer's calls in a step.
         kinds: What is recorded by default beside K, V and A.
         tokens_first: Whether states between blocks are (token, batch, channel).
+        text_tokens: Most tokens of a text, where the pipeline's call does not say.
     """
 
     types: dict[str, str] = field(default_factory=dict)
@@ -49,6 +50,7 @@ class Family:
     calls: tuple[str, ...] = ("cond", "uncond")
     kinds: tuple[str, ...] = ()
     tokens_first: bool = False
+    text_tokens: int = 0
 
     def type(self, path: str) -> str | None:
         return _first(self.types, path)
@@ -122,14 +124,16 @@ FAMILIES = {
             "*.video_to_audio_attn": ("latent", "audio"),
         },
     ),
-    "LatteTransformer3DModel": Family(types={"transformer_blocks.*.attn1": "spatial", "temporal_*": "temporal"}),
+    "LatteTransformer3DModel": Family(
+        types={"transformer_blocks.*.attn1": "spatial", "temporal_*": "temporal"}, text_tokens=120
+    ),
     "Lumina2Transformer2DModel": Family(
         types={"noise_refiner.*": "self", "layers.*": "single"},
         parts=_text(lambda given: _one(given["encoder_attention_mask"].sum(-1))),
     ),
     "LuminaNextDiT2DModel": Family(halves=COND_FIRST),
     "MiniMaxH3Transformer3DModel": Family(types={"transformer_blocks.*": "single"}, parts=_minimax),
-    "MochiTransformer3DModel": Family(kinds=("o",)),
+    "MochiTransformer3DModel": Family(text_first=False, kinds=("o",)),
     "OmniGenTransformer2DModel": Family(
         types={"layers.*": "single"},
         parts=_text(_length("input_ids", 1)),

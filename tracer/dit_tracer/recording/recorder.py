@@ -28,7 +28,7 @@ from dit_tracer.recording.generation import Generation, Key, Places, Series, sha
 from dit_tracer.recording.history import History
 from dit_tracer.recording.patching import around
 from dit_tracer.recording.settings import Sample, What, call_settings, describe, provenance
-from dit_tracer.recording.sites import UnsupportedError, find_networks
+from dit_tracer.recording.sites import UnsupportedError, family_of, find_networks
 from dit_tracer.recording.stack import Stack
 from dit_tracer.recording.statistics import norm_ratios, products, step_sums, transition_sums
 
@@ -334,7 +334,7 @@ def _equal(one: NDArray[np.float64], other: NDArray[np.float64]) -> bool:
 def _longest_text(pipeline: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
     """Tokens that the text of a prompt may have; 0 where the call brings embeddings of its own.
 
-    It is what the call says, or else what the pipeline's tokenizers are made for.
+    It is what the call says, else what the family does, else what the pipeline's tokenizers are made for.
     """
     bound = inspect.signature(type(pipeline).__call__).bind_partial(pipeline, *args, **kwargs)
     bound.apply_defaults()
@@ -343,7 +343,10 @@ def _longest_text(pipeline: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) 
         return 0
     if isinstance(given.get("max_sequence_length"), int):
         return given["max_sequence_length"]
-    tokenizers = [part for name, part in pipeline.components.items() if "tokenizer" in name]
+    known = max(family_of(network).text_tokens for network in find_networks(pipeline).values())
+    if known:
+        return known
+    tokenizers = [part for name, part in getattr(pipeline, "components", {}).items() if "tokenizer" in name]
     lengths = [getattr(tokenizer, "model_max_length", 0) for tokenizer in tokenizers]
     return max((length for length in lengths if length <= MAX_TEXT), default=0)
 
@@ -363,4 +366,6 @@ def _grouped(tensor: Tensor, batch: int) -> Tensor:
     """A view (group, fold, head, token, channel); models fold frames or places into the batch, group is the rest."""
     if tensor.ndim == 3:
         tensor = tensor.unsqueeze(1)
+    if len(tensor) % batch:
+        raise UnsupportedError(f"a layer computes {len(tensor)} elements of a batch of {batch}; it cannot be traced")
     return tensor.unflatten(0, (batch, -1))

@@ -116,7 +116,7 @@ def _on_disk(module: Any) -> bool:
 def _adapter_scales(module: Any) -> Iterator[str]:
     """How strongly adapters act (LoRA, IP-Adapter), which is in no weight."""
     for part in module.modules():
-        if "scaling" in vars(part) and not getattr(part, "disable_adapters", False):
+        if isinstance(vars(part).get("scaling"), dict) and not getattr(part, "disable_adapters", False):
             yield repr([(name, part.scaling.get(name)) for name in part.active_adapters])
         elif "IPAdapter" in type(part).__name__:
             yield repr(vars(part).get("scale"))
