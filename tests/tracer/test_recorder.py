@@ -336,8 +336,48 @@ def test_failed_first_prompt_pins_nothing(flux: Any, tmp_path: Path) -> None:
 def test_replaced_scheduler_is_refused(flux: Any, tmp_path: Path) -> None:
     with dit_tracer.record(flux.pipeline, tmp_path / "a.trace") as recorder:
         flux.pipeline.scheduler = type(flux.pipeline.scheduler)(shift=1.0)
-        with pytest.raises(ConflictError, match="scheduler was replaced"), recorder.prompt("a"):
+        with pytest.raises(ConflictError, match="the scheduler was changed after recording began"), recorder.prompt("a"):
             flux.generate(0, num_inference_steps=2)
+
+
+def test_replaced_transformer_is_refused(flux: Any, tmp_path: Path) -> None:
+    with dit_tracer.record(flux.pipeline, tmp_path / "a.trace") as recorder:
+        flux.pipeline.transformer = type(flux.pipeline.transformer).from_config(flux.pipeline.transformer.config)
+        with pytest.raises(ConflictError, match="the transformer was changed"), recorder.prompt("a"):
+            flux.generate(0, num_inference_steps=2)
+
+
+def test_cache_that_skips_layers_is_refused(flux: Any, tmp_path: Path) -> None:
+    from diffusers import FirstBlockCacheConfig
+
+    flux.pipeline.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.2))
+    with dit_tracer.record(flux.pipeline, tmp_path / "a.trace") as recorder:
+        with pytest.raises(ValueError, match="disable_cache"), recorder.prompt("a"):
+            flux.generate(0, num_inference_steps=2)
+        flux.pipeline.transformer.disable_cache()
+        with recorder.prompt("a"):
+            flux.generate(0, num_inference_steps=2)
+
+
+def test_images_from_one_noise_are_no_guidance_halves(tmp_path: Path) -> None:
+    from dit_tracer.models import catalog, tiny
+
+    pipeline = tiny.build("pixart-alpha")
+    call = catalog.find("tiny:pixart-alpha").call | {"guidance_scale": 1.0, "num_images_per_prompt": 2}
+    generators = [torch.Generator().manual_seed(0) for _ in range(2)]
+    with dit_tracer.record(pipeline, tmp_path / "a.trace") as recorder, recorder.prompt("a"):
+        pipeline("a bus", num_inference_steps=2, generator=generators, output_type="latent", **call)
+    with open_trace(tmp_path / "a.trace") as trace:
+        assert trace.branches("latent") == ("cond",) and [prompt.image for prompt in trace.prompts] == [0, 1]
+
+
+def test_several_texts_in_one_prompt_are_refused(tmp_path: Path) -> None:
+    from dit_tracer.models import catalog, tiny
+
+    pipeline, call = tiny.build("sd3"), catalog.find("tiny:sd3").call
+    with dit_tracer.record(pipeline, tmp_path / "a.trace") as recorder:
+        with pytest.raises(TraceError, match="one generation per prompt"), recorder.prompt("a"):
+            pipeline(["a bus", "a fox"], num_inference_steps=2, output_type="latent", **call)
 
 
 def test_something_else_at_the_output_is_left_alone(flux: Any, tmp_path: Path) -> None:

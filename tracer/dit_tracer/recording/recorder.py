@@ -27,7 +27,7 @@ from dit_tracer.recording.clock import Clock
 from dit_tracer.recording.generation import Generation, Key, Places, Series, shapes_of
 from dit_tracer.recording.history import History
 from dit_tracer.recording.patching import around
-from dit_tracer.recording.settings import Sample, What, call_settings, describe, provenance
+from dit_tracer.recording.settings import Sample, What, adapter_scales, call_settings, describe, provenance
 from dit_tracer.recording.sites import UnsupportedError, family_of, find_networks
 from dit_tracer.recording.stack import Stack
 from dit_tracer.recording.statistics import norm_ratios, products, step_sums, transition_sums
@@ -92,7 +92,8 @@ class Recorder:
         self._pipeline = pipeline
         self._num_prompts = num_prompts
         self._what = what = what or What()
-        networks = find_networks(pipeline)
+        self._networks = networks = find_networks(pipeline)
+        self._adapters = _scales(networks)
         self._kinds = what.kinds_for(networks)
         self._clock = Clock(pipeline, networks)
         self._capture = Capture(networks, self._clock, self._on_activation, self._kinds, what.attention)
@@ -139,8 +140,7 @@ class Recorder:
         Raises:
             ConflictError: The trace was made with other arguments.
         """
-        generate = functools.partial(type(self._pipeline).__call__, self._pipeline)
-        self._accept_call(call_settings(generate, (), call), varies)
+        self._accept_call(call_settings(_arguments(self._pipeline, (), call)), varies)
 
     def has(self, text: str, seed: int = 0, image: int = 0) -> bool:
         """Whether the trace holds this prompt already."""
@@ -193,18 +193,28 @@ class Recorder:
 
     def _on_generate(self, generate: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if self._generation is not None:
-            if self._clock.step:
+            given = _arguments(self._pipeline, args, kwargs)
+            if self._clock.step or isinstance(given.get("prompt"), (list, tuple)) and len(given["prompt"]) > 1:
                 raise TraceError("one generation per prompt: open another `with recorder.prompt(...)` for the next")
-            if self._pipeline.scheduler is not self._clock.scheduler:
-                raise ConflictError(
-                    "the scheduler was replaced after recording began; replace it before, for a new trace"
-                )
-            call = call_settings(generate, args, kwargs)
-            self._accept_call(call, self._varies)
-            self._places.text_tokens = _longest_text(self._pipeline, args, kwargs)
+            self._refuse_changes()
+            self._accept_call(call_settings(given), self._varies)
+            self._places.text_tokens = _longest_text(self._pipeline, self._networks, given)
+            self._clock.unguided = _unguided_images(given)
         result = generate(*args, **kwargs)
         self._finished = not getattr(self._pipeline, "interrupt", False)
         return result
+
+    def _refuse_changes(self) -> None:
+        """What was looked at when recording began must still be there."""
+        changed = {
+            "scheduler": self._pipeline.scheduler is not self._clock.scheduler,
+            "transformer": find_networks(self._pipeline) != self._networks,
+            "strength of an adapter": _scales(self._networks) != self._adapters,
+        }
+        for what in (name for name, differs in changed.items() if differs):
+            raise ConflictError(f"the {what} was changed after recording began; change it before, for a new trace")
+        if any(getattr(network, "is_cache_enabled", False) for network in self._networks.values()):
+            raise UnsupportedError("a cache is enabled, which skips what is to be measured; disable_cache() first")
 
     def _on_state(self, site: str, tensor: Tensor) -> None:
         self._on_activation(site, STACK, "x", tensor, None)
@@ -331,24 +341,38 @@ def _equal(one: NDArray[np.float64], other: NDArray[np.float64]) -> bool:
     return np.array_equal(one, other, equal_nan=True)
 
 
-def _longest_text(pipeline: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+def _scales(networks: dict[str, Any]) -> list[str]:
+    return [scale for network in networks.values() for scale in adapter_scales(network)]
+
+
+def _arguments(pipeline: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of a pipeline's call by name, defaults included."""
+    bound = inspect.signature(type(pipeline).__call__).bind_partial(pipeline, *args, **kwargs)
+    bound.apply_defaults()
+    return bound.arguments
+
+
+def _unguided_images(given: dict[str, Any]) -> int:
+    """How many images a call without guidance makes; 0 if it has guidance, or does not say."""
+    images = given.get("num_images_per_prompt", given.get("num_videos_per_prompt"))
+    scale = given.get("true_cfg_scale", given.get("guidance_scale"))
+    unguided = isinstance(scale, (int, float)) and scale <= 1 and isinstance(images, int)
+    return images if unguided else 0
+
+
+def _longest_text(pipeline: Any, networks: dict[str, Any], given: dict[str, Any]) -> int:
     """Tokens that the text of a prompt may have; 0 where the call brings embeddings of its own.
 
     It is what the call says, else what the family does, else what the pipeline's tokenizers are made for.
     """
-    bound = inspect.signature(type(pipeline).__call__).bind_partial(pipeline, *args, **kwargs)
-    bound.apply_defaults()
-    given = bound.arguments
     if given.get("prompt") is None:
         return 0
     if isinstance(given.get("max_sequence_length"), int):
         return given["max_sequence_length"]
-    known = max(family_of(network).text_tokens for network in find_networks(pipeline).values())
-    if known:
-        return known
     tokenizers = [part for name, part in getattr(pipeline, "components", {}).items() if "tokenizer" in name]
     lengths = [getattr(tokenizer, "model_max_length", 0) for tokenizer in tokenizers]
-    return max((length for length in lengths if length <= MAX_TEXT), default=0)
+    known = max(family_of(network).text_tokens for network in networks.values())
+    return known or max((length for length in lengths if length <= MAX_TEXT), default=0)
 
 
 def _missing(x: Tensor, lengths: list[int]) -> Tensor:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -102,7 +101,7 @@ def fingerprint(module: Any) -> str | None:
         return None
     few = [_some_values(weight) for weight in weights if isinstance(weight, torch.Tensor)]
     found = hashlib.sha256(torch.cat(few).numpy().tobytes())
-    found.update("".join(_adapter_scales(module)).encode())
+    found.update("".join((*adapter_scales(module), *_quantised(weights))).encode())
     return found.hexdigest()[:16]
 
 
@@ -113,13 +112,19 @@ def _on_disk(module: Any) -> bool:
     return any(hook is not None and hook.group.offload_to_disk_path for hook in hooks)
 
 
-def _adapter_scales(module: Any) -> Iterator[str]:
+def adapter_scales(module: Any) -> Iterator[str]:
     """How strongly adapters act (LoRA, IP-Adapter), which is in no weight."""
     for part in module.modules():
         if isinstance(vars(part).get("scaling"), dict) and not getattr(part, "disable_adapters", False):
             yield repr([(name, part.scaling.get(name)) for name in part.active_adapters])
         elif "IPAdapter" in type(part).__name__:
             yield repr(vars(part).get("scale"))
+
+
+def _quantised(weights: list[Any]) -> list[str]:
+    """How weights are stored that are no plain tensors; one quantisation may compute in several ways."""
+    plain = (torch.Tensor, torch.nn.Parameter)
+    return sorted({type(weight).__name__ for weight in weights if type(weight) not in plain})
 
 
 def _some_values(weight: torch.Tensor) -> torch.Tensor:
@@ -139,14 +144,12 @@ def _dtype(part: Any) -> torch.dtype:
     return getattr(part, "dtype", None) or next(part.parameters()).dtype
 
 
-def call_settings(generate: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Arguments of a pipeline's call that are plain values, defaults included, but for the prompt and the output."""
-    bound = inspect.signature(generate).bind_partial(*args, **kwargs)
-    bound.apply_defaults()
+def call_settings(given: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of a pipeline's call that are plain values, but for the prompt and the output."""
     left_out = ("prompt", "output_type", "return_dict", "callback", "generator")
     kept = {
         name: value
-        for name, value in bound.arguments.items()
+        for name, value in given.items()
         if not name.startswith(left_out) and "embeds" not in name and _is_plain(value)
     }
     return _as_json(kept)
