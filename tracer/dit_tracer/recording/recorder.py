@@ -99,7 +99,7 @@ class Recorder:
         self._capture = Capture(networks, self._clock, self._on_activation, self._kinds, what.attention)
         stack = functools.partial(Stack, networks, self._capture, self._clock, self._on_state, what.boundaries)
         self._stack = stack() if what.stack else None
-        self._settings = describe(pipeline, networks, model, sample) | what.as_settings(self._kinds)
+        self._settings = describe(pipeline, networks, model, sample) | {"recorded": what.as_settings(self._kinds)}
         self._sample = sample
         self._anchors: dict[Any, Tensor] = {}
         self._history = History()
