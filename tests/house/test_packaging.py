@@ -32,10 +32,23 @@ def test_every_folder_of_code_is_a_package() -> None:
     assert [folder for folder in folders if not (folder / "__init__.py").exists()] == []
 
 
+def pins(name: str) -> dict[str, str]:
+    """Versions by package of a file of constraints."""
+    return dict(line.split("==") for line in (ROOT / name).read_text().splitlines() if "==" in line)
+
+
 def test_tested_versions_are_pinned() -> None:
-    pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
-    assert pins["torch"] == "2.13.0"
-    assert {"diffusers", "transformers", "h5py", "numpy", "xarray", "h5netcdf", "click"} <= set(pins)
+    assert pins("constraints.txt")["torch"] == "2.13.0"
+    assert {"diffusers", "transformers", "h5py", "numpy", "xarray", "h5netcdf", "click"} <= set(pins("constraints.txt"))
+
+
+def test_oldest_versions_tested_are_the_oldest_admitted(options: configparser.ConfigParser) -> None:
+    """Of what follows the models; torch is the same in both."""
+    oldest = pins("constraints-oldest.txt")
+    admitted = dict(line.split(">=") for line in options["options.extras_require"]["trace"].split() if ">=" in line)
+    for package in ("diffusers", "transformers", "accelerate"):
+        assert oldest[package].removesuffix(".0") == admitted[package], package
+    assert oldest["torch"] == pins("constraints.txt")["torch"]
 
 
 def test_readme_names_both_commands() -> None:

@@ -220,9 +220,9 @@ def test_what_is_recorded_follows_the_options(tmp_path: Path) -> None:
     assert run("run", "digits-pixart", *options, "-o", tmp_path / "out.trace").exit_code == 0
     with open_trace(tmp_path / "out.trace") as trace:
         settings = trace.run.settings
-    assert settings["kinds"] == ["q", "v"]
-    assert (settings["stack"], settings["halves"]) == (False, True)
-    assert settings["step_pairs"] == [[0, 2], [1, 2]]
+    assert settings["recorded"]["kinds"] == ["q", "v"]
+    assert (settings["recorded"]["stack"], settings["recorded"]["halves"]) == (False, True)
+    assert settings["recorded"]["step_pairs"] == [[0, 2], [1, 2]]
 
 
 def test_all_step_pairs_are_those_of_the_scheduler(tmp_path: Path) -> None:
@@ -231,7 +231,7 @@ def test_all_step_pairs_are_those_of_the_scheduler(tmp_path: Path) -> None:
     assert run("run", "tiny:sd3", *options, "-o", tmp_path / "out.trace").exit_code == 0
     with open_trace(tmp_path / "out.trace") as trace:
         assert trace.num_steps == 3
-        assert trace.run.settings["step_pairs"] == [[0, 1], [0, 2], [1, 2]]
+        assert trace.run.settings["recorded"]["step_pairs"] == [[0, 1], [0, 2], [1, 2]]
 
 
 def test_paper_and_model_card_are_told_apart() -> None:

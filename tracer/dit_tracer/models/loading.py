@@ -7,6 +7,7 @@ import re
 import socket
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import diffusers
 import huggingface_hub
 import torch
 import transformers
+from diffusers.utils import dynamic_modules_utils
 from huggingface_hub import errors as hub
 
 from dit_tracer.models.catalog import TINY, Model
@@ -124,6 +126,8 @@ def _contents_advice(error: BaseException) -> str | None:
 def _refuse_impossible(model: Model, device: str, revision: str | None, cpu_offload: str | None) -> None:
     if revision and (model.random_weights or Path(model.source).is_dir()):
         raise LoadError(f"{model.name}: --revision is for repositories of Hugging Face, and this is none; leave it out")
+    if cpu_offload == "group" and not hasattr(diffusers.DiffusionPipeline, "enable_group_offload"):
+        raise LoadError(f"--cpu-offload group needs diffusers 0.36 or newer; this is {diffusers.__version__}")
     if cpu_offload in ("model", "sequential") and device == "cpu":
         raise LoadError(
             f"--cpu-offload {cpu_offload} moves weights to a GPU when they are needed, and runs on none here; leave it "
@@ -140,9 +144,25 @@ def _read(model: Model, dtype: torch.dtype, revision: str | None) -> Any:
         from dit_tracer.models.opensora import OpenSoraPipeline
 
         return OpenSoraPipeline.from_checkpoint(model.source, revision=revision, torch_dtype=dtype)
-    return diffusers.DiffusionPipeline.from_pretrained(
-        model.source, revision=revision, torch_dtype=dtype, use_safetensors=True, trust_remote_code=False
-    )
+    with _no_code():
+        return diffusers.DiffusionPipeline.from_pretrained(
+            model.source, revision=revision, torch_dtype=dtype, use_safetensors=True, trust_remote_code=False
+        )
+
+
+@contextmanager
+def _no_code() -> Iterator[None]:
+    """Before 0.38, diffusers runs code that lies in a folder whatever `trust_remote_code` says."""
+    original = dynamic_modules_utils.get_cached_module_file
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise ValueError("a module of the model's own, and trust_remote_code is False")
+
+    dynamic_modules_utils.get_cached_module_file = refuse
+    try:
+        yield
+    finally:
+        dynamic_modules_utils.get_cached_module_file = original
 
 
 def _place(pipeline: Any, device: str, cpu_offload: str | None) -> None:

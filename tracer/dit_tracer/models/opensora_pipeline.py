@@ -1,14 +1,12 @@
 """Open-Sora v1.2 from text to latents, and its published files; nothing is decoded, so it needs no autoencoder."""
 
-from __future__ import annotations
-
 import html
 import inspect
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional, Self
 
 import torch
 from diffusers import DiffusionPipeline
@@ -63,8 +61,9 @@ class OpenSoraPipeline(DiffusionPipeline):
 
     def __init__(
         self,
-        tokenizer: PreTrainedTokenizerBase | None,
-        text_encoder: T5EncoderModel | None,
+        # diffusers before 0.37 holds what is loaded against these, and reads neither `X | None` nor strings.
+        tokenizer: Optional[PreTrainedTokenizerBase],  # noqa: UP045
+        text_encoder: Optional[T5EncoderModel],  # noqa: UP045
         transformer: STDiT3,
         scheduler: RectifiedFlowScheduler,
     ) -> None:
@@ -82,7 +81,7 @@ class OpenSoraPipeline(DiffusionPipeline):
         tokenizer: PreTrainedTokenizerBase | None = None,
         torch_dtype: torch.dtype = torch.float32,
         revision: str | None = None,
-    ) -> OpenSoraPipeline:
+    ) -> Self:
         """The pipeline around the published weights.
 
         Args:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from torch import nn
-from transformers import T5Config, T5EncoderModel, T5Tokenizer
+from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
 from dit_tracer.models.opensora_network import STDiT3
 from dit_tracer.models.opensora_pipeline import OpenSoraPipeline
@@ -31,11 +32,15 @@ def _liven(transformer: STDiT3) -> None:
             module.weight *= 3
 
 
-def _tokenizer() -> T5Tokenizer:
-    """A letter is a token."""
+def _tokenizer() -> PreTrainedTokenizerFast:
+    """A letter is a token. T5's own class takes a vocabulary from memory only since transformers 5."""
     special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
     letters = [(chr(code), -3.0) for code in range(33, 127)]
-    return T5Tokenizer(vocab=special + letters, extra_ids=0, model_max_length=300)
+    tokenizer = Tokenizer(models.Unigram(special + letters, unk_id=2))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    names = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=300, **names)
 
 
 def _text_encoder() -> T5EncoderModel:

@@ -17,7 +17,7 @@ from typing import Any
 import diffusers
 import numpy as np
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import RemoteEntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 from dit_tracer.models.catalog import MODELS
 from dit_tracer.models.loading import hub_advice, hush
@@ -148,9 +148,9 @@ def _fetch(repo: str) -> Any:
     hush()
     try:
         path = hf_hub_download(repo, "scheduler_config.json", subfolder="scheduler")
-    except RemoteEntryNotFoundError:
-        raise LookupError(f"--scheduler {repo}: the repository has no scheduler/scheduler_config.json") from None
     except Exception as error:  # the libraries raise whatever they met
+        if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
+            raise LookupError(f"--scheduler {repo}: the repository has no scheduler/scheduler_config.json") from None
         raise LookupError(f"--scheduler {repo}: {hub_advice(error, repo) or _brief(error)}") from error
     return _read(Path(path))
 
