@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import os
 import traceback
 from collections.abc import Callable, Iterator
@@ -13,27 +12,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from dit_formats.console import plural
 from dit_formats.errors import ConflictError, PresentError, TraceError
 from dit_formats.reader import Trace, open_trace, shard_paths
-from dit_formats.schema import STACK, Layer, Prompt, Run, Shard, told_differences
+from dit_formats.schema import Layer, Prompt, Run, Shard, told_differences
 from dit_formats.writer import clear_failure, write_failure, write_shard
 from numpy.typing import NDArray
-from torch import Tensor
 
+from dit_tracer.recording.call import arguments, call_settings, longest_text, unguided_images
 from dit_tracer.recording.capture import Capture
 from dit_tracer.recording.clock import Clock
-from dit_tracer.recording.generation import Generation, Key, Places, Series, shapes_of
-from dit_tracer.recording.history import History
+from dit_tracer.recording.generation import Generation, Places, shapes_of
+from dit_tracer.recording.meter import Meter
 from dit_tracer.recording.patching import around
-from dit_tracer.recording.settings import Sample, What, adapter_scales, call_settings, describe, provenance
-from dit_tracer.recording.sites import UnsupportedError, family_of, find_networks
+from dit_tracer.recording.settings import Sample, What, adapter_scales, describe, provenance
+from dit_tracer.recording.sites import UnsupportedError, find_networks
 from dit_tracer.recording.stack import Stack
-from dit_tracer.recording.statistics import norm_ratios, products, step_sums, transition_sums
-
-MAX_TEXT = 4096
-"""A tokenizer that claims to take more tokens than this does not say how many a prompt may have."""
 
 
 def record(
@@ -96,13 +90,12 @@ class Recorder:
         self._adapters = _scales(networks)
         self._kinds = what.kinds_for(networks)
         self._clock = Clock(pipeline, networks)
-        self._capture = Capture(networks, self._clock, self._on_activation, self._kinds, what.attention)
-        stack = functools.partial(Stack, networks, self._capture, self._clock, self._on_state, what.boundaries)
+        self._meter = Meter(self._clock, what)
+        self._capture = Capture(networks, self._clock, self._meter.on_activation, self._kinds, what.attention)
+        stack = functools.partial(Stack, networks, self._capture, self._clock, self._meter.on_state, what.boundaries)
         self._stack = stack() if what.stack else None
         self._settings = describe(pipeline, networks, model, sample) | {"recorded": what.as_settings(self._kinds)}
         self._sample = sample
-        self._anchors: dict[Any, Tensor] = {}
-        self._history = History()
         self._generation: Generation | None = None
         self._entered = self._finished = False
         prompts = before.prompts if before else ()
@@ -140,7 +133,7 @@ class Recorder:
         Raises:
             ConflictError: The trace was made with other arguments.
         """
-        self._accept_call(call_settings(_arguments(self._pipeline, (), call)), varies)
+        self._accept_call(call_settings(arguments(self._pipeline, (), call)), varies)
 
     def has(self, text: str, seed: int = 0, image: int = 0) -> bool:
         """Whether the trace holds this prompt already."""
@@ -172,6 +165,7 @@ class Recorder:
         self._finished = False
         self._varies = varies
         self._generation = Generation(self._kinds, self._what.step_pairs)
+        self._meter.start(self._generation, self._places)
         try:
             yield
             self._write(prompt, self._generation)
@@ -183,8 +177,7 @@ class Recorder:
             raise
         finally:
             self._generation = None
-            self._history.clear()
-            self._anchors.clear()
+            self._meter.stop()
             if self._shape is None:  # nothing is in the trace yet that the next prompt would have to fit
                 self._places = Places(self._sample)
                 self._settings.pop("call", None)
@@ -193,13 +186,13 @@ class Recorder:
 
     def _on_generate(self, generate: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if self._generation is not None:
-            given = _arguments(self._pipeline, args, kwargs)
+            given = arguments(self._pipeline, args, kwargs)
             if self._clock.step or isinstance(given.get("prompt"), (list, tuple)) and len(given["prompt"]) > 1:
                 raise TraceError("one generation per prompt: open another `with recorder.prompt(...)` for the next")
             self._refuse_changes()
             self._accept_call(call_settings(given), self._varies)
-            self._places.text_tokens = _longest_text(self._pipeline, self._networks, given)
-            self._clock.unguided = _unguided_images(given)
+            self._places.text_tokens = longest_text(self._pipeline, self._networks, given)
+            self._clock.unguided = unguided_images(given)
         result = generate(*args, **kwargs)
         self._finished = not getattr(self._pipeline, "interrupt", False)
         return result
@@ -215,56 +208,6 @@ class Recorder:
             raise ConflictError(f"the {what} was changed after recording began; change it before, for a new trace")
         if any(getattr(network, "is_cache_enabled", False) for network in self._networks.values()):
             raise UnsupportedError("a cache is enabled, which skips what is to be measured; disable_cache() first")
-
-    def _on_state(self, site: str, tensor: Tensor) -> None:
-        self._on_activation(site, STACK, "x", tensor, None)
-
-    def _on_activation(self, layer: str, stream: str, kind: str, tensor: Tensor, lengths: list[int] | None) -> None:
-        if self._generation is None:
-            return
-        key, step, branches = (stream, kind, layer), self._clock.step, self._clock.branches
-        series = [self._generation.series(key, branch, tensor.dtype) for branch in branches]
-        if step in series[0].step_sums:
-            return  # a further call within the step under the same name: the first one counts
-        x = _grouped(tensor.detach(), self._clock.batch)
-        missing = None if lengths is None else _missing(x, lengths)
-        previous = self._history.swap((key, branches), step, x)
-        sums, sample = step_sums(x, missing), self._places(key, x).pick(x)
-        changes = transition_sums(previous, x) if previous is not None else None
-        if changes is not None and stream == STACK:
-            changes = torch.cat([changes, norm_ratios(previous, x)], dim=1)
-        images = len(x) // len(branches)
-        for place, one in enumerate(series):
-            part = slice(place * images, (place + 1) * images)
-            one.step_sums[step], one.samples[step] = sums[part], sample[part]
-            if changes is not None:
-                one.transition_sums[step - 1] = changes[part]
-            self._multiply_steps(one, (key, branches[place]), step, x[part])
-        if self._what.halves:
-            self._multiply_halves(key, step, branches, x)
-
-    def _multiply_halves(self, key: Key, step: int, branches: tuple[str, ...], x: Tensor) -> None:
-        """Products of cond and uncond, which come in one batch or one after the other."""
-        if {"cond", "uncond"} <= set(branches):
-            images = len(x) // len(branches)
-            cond, uncond = (x[branches.index(b) * images :][:images] for b in ("cond", "uncond"))
-        elif branches in (("cond",), ("uncond",)):
-            other = ("uncond",) if branches == ("cond",) else ("cond",)
-            cond, uncond = x, self._history.at((key, other), step)
-        else:
-            return
-        if uncond is not None and uncond.shape == cond.shape:
-            self._generation.branch_products(key, "cond|uncond")[step] = products(cond, uncond)
-
-    def _multiply_steps(self, series: Series, place: Any, step: int, x: Tensor) -> None:
-        """Products with the steps that were asked for; those are kept until they are no longer needed."""
-        for row, (first, second) in enumerate(self._what.step_pairs):
-            if step == second and (place, first) in self._anchors:
-                series.pair_products[row] = products(self._anchors[place, first], x)
-                if all(other <= step for one, other in self._what.step_pairs if one == first):
-                    del self._anchors[place, first]
-        if any(step == first for first, _ in self._what.step_pairs):
-            self._anchors[place, step] = x.clone()
 
     # When it is done
 
@@ -343,53 +286,3 @@ def _equal(one: NDArray[np.float64], other: NDArray[np.float64]) -> bool:
 
 def _scales(networks: dict[str, Any]) -> list[str]:
     return [scale for network in networks.values() for scale in adapter_scales(network)]
-
-
-def _arguments(pipeline: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Arguments of a pipeline's call by name, defaults included."""
-    bound = inspect.signature(type(pipeline).__call__).bind_partial(pipeline, *args, **kwargs)
-    bound.apply_defaults()
-    return bound.arguments
-
-
-def _unguided_images(given: dict[str, Any]) -> int:
-    """How many images a call without guidance makes; 0 if it has guidance, or does not say."""
-    images = given.get("num_images_per_prompt", given.get("num_videos_per_prompt"))
-    scale = given.get("true_cfg_scale", given.get("guidance_scale"))
-    unguided = isinstance(scale, (int, float)) and scale <= 1 and isinstance(images, int)
-    return images if unguided else 0
-
-
-def _longest_text(pipeline: Any, networks: dict[str, Any], given: dict[str, Any]) -> int:
-    """Tokens that the text of a prompt may have; 0 where the call brings embeddings of its own.
-
-    It is what the call says, else what the family does, else what the pipeline's tokenizers are made for.
-    """
-    if given.get("prompt") is None:
-        return 0
-    if isinstance(given.get("max_sequence_length"), int):
-        return given["max_sequence_length"]
-    tokenizers = [part for name, part in getattr(pipeline, "components", {}).items() if "tokenizer" in name]
-    lengths = [getattr(tokenizer, "model_max_length", 0) for tokenizer in tokenizers]
-    known = max(family_of(network).text_tokens for network in networks.values())
-    return known or max((length for length in lengths if length <= MAX_TEXT), default=0)
-
-
-def _missing(x: Tensor, lengths: list[int]) -> Tensor:
-    """Elements of each group that do not exist, float64 (group).
-
-    Args:
-        x: Activations (group, fold, head, token, channel), shorter groups padded.
-    """
-    _, folds, heads, tokens, width = x.shape
-    absent = torch.tensor(lengths, dtype=torch.float64, device=x.device)
-    return (tokens - absent) * folds * heads * width
-
-
-def _grouped(tensor: Tensor, batch: int) -> Tensor:
-    """A view (group, fold, head, token, channel); models fold frames or places into the batch, group is the rest."""
-    if tensor.ndim == 3:
-        tensor = tensor.unsqueeze(1)
-    if len(tensor) % batch:
-        raise UnsupportedError(f"a layer computes {len(tensor)} elements of a batch of {batch}; it cannot be traced")
-    return tensor.unflatten(0, (batch, -1))

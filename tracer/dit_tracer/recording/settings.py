@@ -72,7 +72,7 @@ class What:
 
     def as_settings(self, kinds: tuple[str, ...]) -> dict[str, Any]:
         named = {name: getattr(self, name) for name in ("stack", "boundaries", "halves", "step_pairs", "attention")}
-        return _as_json(named | {"kinds": kinds})
+        return as_json(named | {"kinds": kinds})
 
 
 def describe(pipeline: Any, transformers: dict[str, Any], model: str, sample: Sample) -> dict[str, Any]:
@@ -144,17 +144,6 @@ def _dtype(part: Any) -> torch.dtype:
     return getattr(part, "dtype", None) or next(part.parameters()).dtype
 
 
-def call_settings(given: dict[str, Any]) -> dict[str, Any]:
-    """Arguments of a pipeline's call that are plain values, but for the prompt and the output."""
-    left_out = ("prompt", "output_type", "return_dict", "callback", "generator")
-    kept = {
-        name: value
-        for name, value in given.items()
-        if not name.startswith(left_out) and "embeds" not in name and _is_plain(value)
-    }
-    return _as_json(kept)
-
-
 def provenance(num_prompts: int | None, device: str) -> dict[str, Any]:
     """What made a shard."""
     return {
@@ -167,18 +156,12 @@ def provenance(num_prompts: int | None, device: str) -> dict[str, Any]:
 
 def _plain(config: Any) -> dict[str, Any]:
     """A diffusers configuration without private entries, as JSON would give it back."""
-    return _as_json({key: value for key, value in dict(config).items() if not key.startswith("_")})
+    return as_json({key: value for key, value in dict(config).items() if not key.startswith("_")})
 
 
-def _as_json(values: dict[str, Any]) -> dict[str, Any]:
+def as_json(values: dict[str, Any]) -> dict[str, Any]:
     """Values as they come back from a file: tuples are lists, and infinity, which JSON does not know, is a word."""
     return json.loads(json.dumps(values, default=str), parse_constant=str)
-
-
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, (list, tuple)):
-        return all(map(_is_plain, value))
-    return value is None or isinstance(value, (bool, int, float, str))
 
 
 def _version(name: str) -> str | None:

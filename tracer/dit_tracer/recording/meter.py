@@ -1,0 +1,110 @@
+"""Reduces the activations of a generation to sums, products and samples, as they come."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from dit_formats.schema import STACK
+from torch import Tensor
+
+from dit_tracer.recording.clock import Clock
+from dit_tracer.recording.generation import Generation, Key, Places, Series
+from dit_tracer.recording.history import History
+from dit_tracer.recording.settings import What
+from dit_tracer.recording.sites import UnsupportedError
+from dit_tracer.recording.statistics import norm_ratios, products, step_sums, transition_sums
+
+
+class Meter:
+    """Measures what capture and stack hand over, between `start` and `stop`, and nothing else.
+
+    Keeps the activations of the step before, and of steps whose products with later ones were asked for.
+    """
+
+    def __init__(self, clock: Clock, what: What) -> None:
+        self._clock = clock
+        self._what = what
+        self._history = History()
+        self._anchors: dict[Any, Tensor] = {}
+        self._generation: Generation | None = None
+
+    def start(self, generation: Generation, places: Places) -> None:
+        self._generation, self._places = generation, places
+
+    def stop(self) -> None:
+        self._generation = None
+        self._history.clear()
+        self._anchors.clear()
+
+    def on_state(self, site: str, tensor: Tensor) -> None:
+        """Measure a state of the stack, (batch, token, channel)."""
+        self.on_activation(site, STACK, "x", tensor, None)
+
+    def on_activation(self, layer: str, stream: str, kind: str, tensor: Tensor, lengths: list[int] | None) -> None:
+        """Measure an activation, as `capture.Sink` has it."""
+        if self._generation is None:
+            return
+        key, step, branches = (stream, kind, layer), self._clock.step, self._clock.branches
+        series = [self._generation.series(key, branch, tensor.dtype) for branch in branches]
+        if step in series[0].step_sums:
+            return  # a further call within the step under the same name: the first one counts
+        x = _grouped(tensor.detach(), self._clock.batch)
+        missing = None if lengths is None else _missing(x, lengths)
+        previous = self._history.swap((key, branches), step, x)
+        sums, sample = step_sums(x, missing), self._places(key, x).pick(x)
+        changes = transition_sums(previous, x) if previous is not None else None
+        if changes is not None and stream == STACK:
+            changes = torch.cat([changes, norm_ratios(previous, x)], dim=1)
+        images = len(x) // len(branches)
+        for place, one in enumerate(series):
+            part = slice(place * images, (place + 1) * images)
+            one.step_sums[step], one.samples[step] = sums[part], sample[part]
+            if changes is not None:
+                one.transition_sums[step - 1] = changes[part]
+            self._multiply_steps(one, (key, branches[place]), step, x[part])
+        if self._what.halves:
+            self._multiply_halves(key, step, branches, x)
+
+    def _multiply_halves(self, key: Key, step: int, branches: tuple[str, ...], x: Tensor) -> None:
+        """Products of cond and uncond, which come in one batch or one after the other."""
+        if {"cond", "uncond"} <= set(branches):
+            images = len(x) // len(branches)
+            cond, uncond = (x[branches.index(b) * images :][:images] for b in ("cond", "uncond"))
+        elif branches in (("cond",), ("uncond",)):
+            other = ("uncond",) if branches == ("cond",) else ("cond",)
+            cond, uncond = x, self._history.at((key, other), step)
+        else:
+            return
+        if uncond is not None and uncond.shape == cond.shape:
+            self._generation.branch_products(key, "cond|uncond")[step] = products(cond, uncond)
+
+    def _multiply_steps(self, series: Series, place: Any, step: int, x: Tensor) -> None:
+        """Products with the steps that were asked for; those are kept until they are no longer needed."""
+        for row, (first, second) in enumerate(self._what.step_pairs):
+            if step == second and (place, first) in self._anchors:
+                series.pair_products[row] = products(self._anchors[place, first], x)
+                if all(other <= step for one, other in self._what.step_pairs if one == first):
+                    del self._anchors[place, first]
+        if any(step == first for first, _ in self._what.step_pairs):
+            self._anchors[place, step] = x.clone()
+
+
+def _missing(x: Tensor, lengths: list[int]) -> Tensor:
+    """Elements of each group that do not exist, float64 (group).
+
+    Args:
+        x: Activations (group, fold, head, token, channel), shorter groups padded.
+    """
+    _, folds, heads, tokens, width = x.shape
+    absent = torch.tensor(lengths, dtype=torch.float64, device=x.device)
+    return (tokens - absent) * folds * heads * width
+
+
+def _grouped(tensor: Tensor, batch: int) -> Tensor:
+    """A view (group, fold, head, token, channel); models fold frames or places into the batch, group is the rest."""
+    if tensor.ndim == 3:
+        tensor = tensor.unsqueeze(1)
+    if len(tensor) % batch:
+        raise UnsupportedError(f"a layer computes {len(tensor)} elements of a batch of {batch}; it cannot be traced")
+    return tensor.unflatten(0, (batch, -1))
