@@ -1,9 +1,10 @@
 """Captioned scenes of coloured digits: the world that the bundled models learn to draw.
 
 A scene is a 16x16 RGB image with one or two handwritten digits on a plain background; its caption names size, colour,
-digit and place of each. The captions need nothing but this file; the pixels need scikit-learn (extra "train"), whose
-`load_digits` is the test part of *Optical Recognition of Handwritten Digits* (E. Alpaydin and C. Kaynak, UCI, 1998,
-CC BY 4.0, doi 10.24432/C50P49).
+digit and place of each. A motion is a clip of eight such images in which one small digit moves straight across; its
+caption names colour, digit and direction. The captions need nothing but this file; the pixels need scikit-learn (extra
+"train"), whose `load_digits` is the test part of *Optical Recognition of Handwritten Digits* (E. Alpaydin and C.
+Kaynak, UCI, 1998, CC BY 4.0, doi 10.24432/C50P49).
 """
 
 from __future__ import annotations
@@ -46,6 +47,15 @@ PLACES = {
 LARGE_PLACES = ("top left", "top right", "center", "bottom left", "bottom right")
 """Where a large digit may stand: a 12-pixel digit has room for no more places that an eye could tell apart."""
 
+FRAMES = 8
+"""Images of a clip."""
+
+DIRECTIONS = {"right": (0, 1), "left": (0, -1), "down": (1, 0), "up": (-1, 0)}
+"""Rows and columns that a digit moves by from one frame to the next."""
+
+LANES = (0, 2, 4, 6, 8)
+"""Where a digit may move along: its distance in pixels from the top, or from the left if it moves up or down."""
+
 
 @dataclass(frozen=True)
 class Figure:
@@ -77,11 +87,41 @@ class Scene:
         return f"{' and '.join(map(str, self.figures))} on a {self.background} background"
 
 
+@dataclass(frozen=True)
+class Motion:
+    """One small digit moving straight across a background; `str(motion)` is its caption."""
+
+    colour: str
+    digit: int
+    direction: str
+    background: str
+
+    def corner(self, lane: int, frame: int) -> tuple[int, int]:
+        """Row and column of the digit's top left pixel: from the edge it moves away from, a pixel each frame."""
+        down, right = DIRECTIONS[self.direction]
+        room = SIDE - SIZES["small"]
+        along = frame if down + right > 0 else room - frame
+        return (along, lane) if down else (lane, along)
+
+    def __str__(self) -> str:
+        return f"a small {self.colour} {DIGITS[self.digit]} moving {self.direction} on a {self.background} background"
+
+
 def vocabulary() -> tuple[str, ...]:
     """Every word that a caption can hold, in a fixed order."""
     places = [word for place in PLACES for word in place.split()]
     words = ["a", "and", "at", "background", "on", "the", *SIZES, *COLOURS, *DIGITS, *places, *BACKGROUNDS]
     return tuple(dict.fromkeys(words))
+
+
+def motion_vocabulary() -> tuple[str, ...]:
+    """Every word that the caption of a motion can hold, in a fixed order."""
+    return ("a", "small", "moving", "on", "background", *COLOURS, *DIGITS, *DIRECTIONS, *BACKGROUNDS)
+
+
+def all_motions() -> list[Motion]:
+    """All 960 motions."""
+    return [Motion(*words) for words in product(COLOURS, range(10), DIRECTIONS, BACKGROUNDS)]
 
 
 def single_scenes() -> list[Scene]:
@@ -114,6 +154,23 @@ def draw(scene: Scene, rng: np.random.Generator, hands: Callable[[int], Hands] |
         patch = image[:, top : top + side, left : left + side]
         patch += ink * (np.asarray(COLOURS[figure.colour], dtype=np.float32)[:, None, None] - patch)
     return image
+
+
+def draw_motion(
+    motion: Motion, rng: np.random.Generator, hands: Callable[[int], Hands] | None = None
+) -> NDArray[np.float32]:
+    """Pixels of a clip, (3, 8, 16, 16) in [0, 1]: one random hand and one random lane for all of its frames."""
+    clip = np.full((3, FRAMES, SIDE, SIDE), BACKGROUNDS[motion.background], dtype=np.float32)
+    side = SIZES["small"]
+    written = (hands or handwriting)(side)[motion.digit]
+    ink = written[rng.integers(len(written))]
+    lane = int(rng.choice(LANES))
+    colour = np.asarray(COLOURS[motion.colour], dtype=np.float32)[:, None, None]
+    for frame in range(FRAMES):
+        top, left = motion.corner(lane, frame)
+        patch = clip[:, frame, top : top + side, left : left + side]
+        patch += ink * (colour - patch)
+    return clip
 
 
 @lru_cache

@@ -1,22 +1,23 @@
 """How well a trained model draws what its captions ask for: `python -m dit_tracer.digits.score digits-flux`.
 
 Background, colour, place and digit are read off each picture and compared with the caption, each apart from the
-others. Real scenes, in hands that the digit classifier has not seen, are read the same way: no model can be expected
-to score higher.
+others; off a clip, background, colour, direction, digit, and whether it stays this digit. Real scenes, in hands that
+the digit classifier has not seen, are read the same way: no model can be expected to score higher.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline, PixArtAlphaPipeline
+from diffusers import DiffusionPipeline, LattePipeline, PixArtAlphaPipeline
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -24,24 +25,36 @@ from dit_tracer.digits.models import TEXT_TOKENS
 from dit_tracer.digits.scenes import (
     BACKGROUNDS,
     COLOURS,
+    DIRECTIONS,
+    FRAMES,
+    LANES,
     LARGE_PLACES,
     PLACES,
     SIDE,
     SIZES,
     Figure,
     Hands,
+    Motion,
     Scene,
+    all_motions,
     draw,
+    draw_motion,
     handwriting,
     single_scenes,
 )
-from dit_tracer.models.catalog import MODELS
+from dit_tracer.models.catalog import BUNDLED
 
 if TYPE_CHECKING:
     from sklearn.svm import SVC
 
 Picture = NDArray[np.float32]
 """Pixels of one image, (3, 16, 16) in [0, 1]."""
+
+Clip = NDArray[np.float32]
+"""Pixels of eight images, (3, 8, 16, 16) in [0, 1]."""
+
+KINDS = ("FluxPipeline", "LattePipeline", "PixArtAlphaPipeline")
+"""Pipelines that can be scored."""
 
 
 def asked_scenes(count: int, seed: int = 0) -> list[Scene]:
@@ -69,6 +82,39 @@ def scores(pictures: NDArray[np.float32], scenes: Sequence[Scene]) -> dict[str, 
     return {word: float(np.mean(found)) for word, found in right.items()}
 
 
+def asked_motions(count: int, seed: int = 0) -> list[Motion]:
+    """Motions, the digits in turn from zero to nine, all else at random."""
+    rng = np.random.default_rng(seed)
+    motions = [[motion for motion in all_motions() if motion.digit == digit] for digit in range(10)]
+    return [motions[i % 10][rng.integers(len(motions[i % 10]))] for i in range(count)]
+
+
+def real_clips(motions: Sequence[Motion], seed: int = 0) -> NDArray[np.float32]:
+    """The motions as they should look, (motion, 3, 8, 16, 16), in unseen hands."""
+    rng = np.random.default_rng(seed)
+    return np.stack([draw_motion(motion, rng, _unseen_hands) for motion in motions])
+
+
+def clip_scores(clips: NDArray[np.float32], motions: Sequence[Motion]) -> dict[str, float]:
+    """Share of clips, (motion, 3, 8, 16, 16), in which each word of the caption came true.
+
+    Colour and background count if they are right in every frame, the digit in the middle one; `steady` are the clips
+    that show the right digit in every frame.
+    """
+    pairs = list(zip(clips, motions, strict=True))
+    digits = [digits_seen(clip, motion) for clip, motion in pairs]
+    right = {
+        "digit": [seen[FRAMES // 2] == motion.digit for seen, motion in zip(digits, motions)],
+        "colour": [{colour_seen(clip[:, i]) for i in range(FRAMES)} == {motion.colour} for clip, motion in pairs],
+        "direction": [direction_seen(clip, motion.background) == motion.direction for clip, motion in pairs],
+        "background": [
+            {background_seen(clip[:, i]) for i in range(FRAMES)} == {motion.background} for clip, motion in pairs
+        ],
+        "steady": [set(seen) == {motion.digit} for seen, motion in zip(digits, motions)],
+    }
+    return {word: float(np.mean(found)) for word, found in right.items()}
+
+
 def background_seen(picture: Picture) -> str:
     """The background nearest to the median pixel."""
     median = np.median(picture, axis=(1, 2))
@@ -86,10 +132,10 @@ def place_seen(picture: Picture, size: str) -> str:
     """The place where some average digit of this size leaves the least squared error over the whole picture."""
     ink = _contrast(picture, background_seen(picture))
     ink /= max(ink.max(), 1e-6)
-    digits = np.stack([hands.mean(axis=0) for hands in _known_hands(SIZES[size])])
+    digits = _average_digits(SIZES[size])
 
     def error(place: str) -> float:
-        window = _window(ink, Figure(size, "", 0, place))
+        window = _window(ink, Figure(size, "", 0, place).corner, SIZES[size])
         return np.square(window - digits).sum(axis=(1, 2)).min() - np.square(window).sum()
 
     return min(LARGE_PLACES if size == "large" else PLACES, key=error)
@@ -98,25 +144,71 @@ def place_seen(picture: Picture, size: str) -> str:
 def digit_seen(picture: Picture, asked: Scene) -> int:
     """The digit recognised at the place asked for, whatever its colour."""
     figure = asked.figures[0]
-    full = np.linalg.norm(np.subtract(COLOURS[figure.colour], BACKGROUNDS[asked.background]))
-    ink = np.minimum(1, _window(_contrast(picture, asked.background), figure) / full)
-    return int(_reader(SIZES[figure.size]).predict(ink.reshape(1, -1))[0])
+    return _read(picture, figure.corner, SIZES[figure.size], figure.colour, asked.background)
 
 
-def _contrast(picture: Picture, background: str) -> NDArray[np.float32]:
-    """Distance of each pixel from a background, (16, 16); a drawn digit's is its ink, up to a factor."""
+def direction_seen(clip: Clip, background: str) -> str:
+    """The direction that a digit moves in; empty if it rather stands still.
+
+    Of all paths, that is the one along which some average digit leaves the least squared error over the whole clip.
+    """
+    motions = [Motion("", 0, direction, "") for direction in DIRECTIONS]
+    paths = [(motion.direction, _path(motion, lane)) for motion, lane in product(motions, LANES)]
+    spots = product(range(SIDE - SIZES["small"] + 1), repeat=2)
+    misfit = _misfit(clip, background)
+    return min([*(("", [spot] * FRAMES) for spot in spots), *paths], key=lambda path: misfit(path[1]))[0]
+
+
+def digits_seen(clip: Clip, asked: Motion) -> list[int]:
+    """The digit recognised in each frame, where it should be by then if it moves as asked, whatever its colour."""
+    misfit = _misfit(clip, asked.background)
+    path = min((_path(asked, lane) for lane in LANES), key=misfit)
+    return [_read(clip[:, i], path[i], SIZES["small"], asked.colour, asked.background) for i in range(FRAMES)]
+
+
+def _path(motion: Motion, lane: int) -> list[tuple[int, int]]:
+    return [motion.corner(lane, frame) for frame in range(FRAMES)]
+
+
+def _misfit(clip: Clip, background: str) -> Callable[[list[tuple[int, int]]], float]:
+    """Tells for a path how far its windows are from the nearest average digit, less how far from no ink."""
+    ink = _contrast(clip, background)
+    ink /= max(ink.max(), 1e-6)
+    digits = _average_digits(SIZES["small"])
+
+    def misfit(path: list[tuple[int, int]]) -> float:
+        windows = np.stack([_window(ink[i], corner, SIZES["small"]) for i, corner in enumerate(path)])
+        return np.square(windows[:, None] - digits).sum(axis=(0, 2, 3)).min() - np.square(windows).sum()
+
+    return misfit
+
+
+def _read(picture: Picture, corner: tuple[int, int], side: int, colour: str, background: str) -> int:
+    """The digit recognised at a corner; as dark or light as this colour would be there is full ink."""
+    full = np.linalg.norm(np.subtract(COLOURS[colour], BACKGROUNDS[background]))
+    ink = np.minimum(1, _window(_contrast(picture, background), corner, side) / full)
+    return int(_reader(side).predict(ink.reshape(1, -1))[0])
+
+
+def _contrast(picture: Picture | Clip, background: str) -> NDArray[np.float32]:
+    """Distance of each pixel from a background, (..., 16, 16); a drawn digit's is its ink, up to a factor."""
     return np.linalg.norm(picture - BACKGROUNDS[background], axis=0)
 
 
-def _window(plane: NDArray[np.float32], figure: Figure) -> NDArray[np.float32]:
-    """The part of a (16, 16) plane that a figure covers."""
-    (top, left), side = figure.corner, SIZES[figure.size]
+def _window(plane: NDArray[np.float32], corner: tuple[int, int], side: int) -> NDArray[np.float32]:
+    """The part of a (16, 16) plane that a digit covers."""
+    top, left = corner
     return plane[top : top + side, left : left + side]
 
 
 def _known_hands(side: int) -> Hands:
     """The half of the handwriting that the classifier learns from."""
     return tuple(hands[: len(hands) // 2] for hands in handwriting(side))
+
+
+def _average_digits(side: int) -> NDArray[np.float32]:
+    """Mean ink of each digit in the known hands, (10, side, side)."""
+    return np.stack([hands.mean(axis=0) for hands in _known_hands(side)])
 
 
 def _unseen_hands(side: int) -> Hands:
@@ -155,6 +247,38 @@ def render(
     return np.concatenate(pictures).transpose(0, 3, 1, 2)
 
 
+def render_clips(
+    pipeline: LattePipeline, captions: Sequence[str], steps: int, guidance: float, batch: int = 10
+) -> NDArray[np.float32]:
+    """Clips of captions, (caption, 3, 8, 16, 16); the noise of each depends on its index alone.
+
+    Given several captions, LattePipeline attends to their padding, which the model has never seen. So each is encoded
+    apart, and cut, as when the pipeline is called with one.
+    """
+    pipeline.set_progress_bar_config(disable=True)
+    with torch.no_grad():
+        told = [pipeline.encode_prompt(caption, negative_prompt="") for caption in captions]
+    clips = []
+    for start in range(0, len(captions), batch):
+        words, nothing = (torch.cat(half) for half in zip(*told[start : start + batch]))
+        done = pipeline(
+            prompt=None,
+            negative_prompt=None,
+            prompt_embeds=words,
+            negative_prompt_embeds=nothing,
+            mask_feature=False,
+            height=SIDE,
+            width=SIDE,
+            video_length=FRAMES,
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            generator=[torch.Generator().manual_seed(start + i) for i in range(len(words))],
+            output_type="np",
+        )
+        clips.append(done.frames)
+    return np.concatenate(clips).transpose(0, 4, 1, 2, 3)
+
+
 def _own_options(pipeline: DiffusionPipeline, count: int, guidance: float) -> dict[str, object]:
     """What only this kind of pipeline takes."""
     if isinstance(pipeline, PixArtAlphaPipeline):
@@ -164,14 +288,23 @@ def _own_options(pipeline: DiffusionPipeline, count: int, guidance: float) -> di
     return {}
 
 
-def grid(pictures: NDArray[np.float32], rows: int = 8, zoom: int = 4, gap: int = 2) -> Image.Image:
-    """The first pictures in rows of ten, enlarged; as `asked_scenes` come, each column holds one digit."""
-    rows = min(rows, len(pictures) // 10)
-    tiles = pictures[: 10 * rows].repeat(zoom, axis=2).repeat(zoom, axis=3)
+def grid(
+    pictures: NDArray[np.float32], rows: int = 8, columns: int = 10, zoom: int = 4, gap: int = 2
+) -> Image.Image:
+    """The first pictures in rows, enlarged; as `asked_scenes` come, each of ten columns holds one digit."""
+    rows = min(rows, len(pictures) // columns)
+    tiles = pictures[: columns * rows].repeat(zoom, axis=2).repeat(zoom, axis=3)
     tiles = np.pad(tiles, [(0, 0), (0, 0), (0, gap), (0, gap)], constant_values=1)
     height, width = tiles.shape[2:]
-    sheet = tiles.reshape(rows, 10, 3, height, width).transpose(0, 3, 1, 4, 2).reshape(rows * height, 10 * width, 3)
+    sheet = tiles.reshape(rows, columns, 3, height, width).transpose(0, 3, 1, 4, 2)
+    sheet = sheet.reshape(rows * height, columns * width, 3)
     return Image.fromarray(np.rint(255 * sheet[:-gap, :-gap]).astype(np.uint8))
+
+
+def clip_grid(clips: NDArray[np.float32]) -> Image.Image:
+    """The first twenty clips, two to a row, their frames from left to right."""
+    pairs = clips[: len(clips) // 2 * 2][:20].transpose(0, 2, 1, 3, 4)
+    return grid(pairs.reshape(-1, 3, SIDE, SIDE), rows=10, columns=2 * FRAMES)
 
 
 def _load(folder: Path) -> DiffusionPipeline:
@@ -179,8 +312,8 @@ def _load(folder: Path) -> DiffusionPipeline:
         raise click.ClickException(f"{folder}: no model_index.json; expected a diffusers folder, as training writes it")
     try:
         found = DiffusionPipeline.load_config(folder).get("_class_name")
-        if found not in ("FluxPipeline", "PixArtAlphaPipeline"):
-            raise click.ClickException(f"{folder}: holds a {found}; expected a FluxPipeline or a PixArtAlphaPipeline")
+        if found not in KINDS:
+            raise click.ClickException(f"{folder}: holds a {found}; expected a {' or a '.join(KINDS)}")
         return DiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
@@ -204,20 +337,24 @@ def main(
 
     Example: python -m dit_tracer.digits.score digits-flux -o grid.png
     """
-    bundled = MODELS.get(str(folder))
+    bundled = BUNDLED.get(str(folder))
     folder = Path(bundled.source) if bundled else folder
     guidance = guidance or (bundled.call[bundled.guidance] if bundled else 2.0)
     if output and output.exists() and not force:
         raise click.ClickException(f"{output} exists; --force replaces it")
     pipeline = _load(folder)
-    asked = asked_scenes(count)
-    pictures = render(pipeline, [str(scene) for scene in asked], steps, guidance)
+    video = isinstance(pipeline, LattePipeline)
+    asked = (asked_motions if video else asked_scenes)(count)
+    pictures = (render_clips if video else render)(pipeline, [str(scene) for scene in asked], steps, guidance)
     if not np.isfinite(pictures).all():
         raise click.ClickException(f"{folder}: this model draws pictures that are not finite; train it again")
     if output:
         output.parent.mkdir(parents=True, exist_ok=True)
-        grid(pictures).save(output, "PNG")
-    rows = {"model": scores(pictures, asked), "real scenes": scores(real_pictures(asked), asked)}
+        (clip_grid if video else grid)(pictures).save(output, "PNG")
+    if video:
+        rows = {"model": clip_scores(pictures, asked), "real clips": clip_scores(real_clips(asked), asked)}
+    else:
+        rows = {"model": scores(pictures, asked), "real scenes": scores(real_pictures(asked), asked)}
     if as_json:
         return click.echo(json.dumps({"count": count, "steps": steps, "guidance": guidance, **rows}, indent=2))
     click.echo(" " * 12 + "".join(f"{word:>12}" for word in rows["model"]))

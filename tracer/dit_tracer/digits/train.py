@@ -3,6 +3,9 @@
 Scenes and noise of an iteration depend on the seed and the iteration alone, and all that carries over lies in one
 checkpoint, so a run may be stopped and resumed at will. The learning rate is constant and falls over the last quarter
 only: until then a longer run is a shorter one, continued.
+
+The video model begins with weights of `digits-pixart`. It learns single frames first, which need no temporal attention
+and are cheap; then whole clips as well.
 """
 
 from __future__ import annotations
@@ -11,26 +14,42 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import click
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline, FluxPipeline, PixArtAlphaPipeline
+from diffusers import (
+    DiffusionPipeline,
+    FluxPipeline,
+    LattePipeline,
+    LatteTransformer3DModel,
+    PixArtAlphaPipeline,
+    SchedulerMixin,
+)
+from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
-from dit_tracer.digits.models import BUILDERS, TEXT_TOKENS, build
-from dit_tracer.digits.scenes import SIDE, draw, random_scene
+from dit_tracer.digits.models import BUILDERS, MOTION_TOKENS, TEXT_TOKENS, begin_with_images, build
+from dit_tracer.digits.scenes import FRAMES, SIDE, all_motions, draw, draw_motion, random_scene
+
+IMAGES = """\
+A tiny text-to-image diffusion transformer that draws coloured handwritten digits, 16x16 pixels, from captions such as
+"a small red seven at the top left on a dark background"."""
+
+CLIPS = """\
+A tiny text-to-video diffusion transformer that draws eight frames of a moving handwritten digit, 16x16 pixels, from
+captions such as "a small red seven moving right on a dark background"."""
 
 CARD = """# {name}
 
-A tiny text-to-image diffusion transformer that draws coloured handwritten digits, 16x16 pixels, from captions such as
-"a small red seven at the top left on a dark background". Part of DiTscope (MIT licence), trained by
+{about} Part of DiTscope (MIT licence), trained by
 `python -m dit_tracer.digits.train {name}`; docs/models.md tells how well it draws.
 
 Trained on scenes composed from "Optical Recognition of Handwritten Digits" (E. Alpaydin and C. Kaynak, UCI, 1998,
@@ -40,7 +59,13 @@ https://doi.org/10.24432/C50P49, CC BY 4.0), as distributed with scikit-learn.
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a model is trained; the same for all."""
+    """How a model is trained.
+
+    Args:
+        stills: So many iterations of single frames come first when clips are to be learned.
+        clips: How many clips make a batch then; every third batch stays one of single frames.
+        clip_noise: Moves the noise levels of clips up, on the logit scale: eight frames drown later than one.
+    """
 
     iterations: int = 6_000
     batch: int = 32
@@ -51,11 +76,37 @@ class Recipe:
     no_caption: float = 0.1
     average: float = 0.999
     seed: int = 2411
+    stills: int = 2_000
+    clips: int = 4
+    clip_noise: float = 0.6
 
     def slope(self, iteration: int) -> float:
         """Factor on both learning rates: up over the warm-up, flat, then straight down to zero."""
         left = (self.iterations - iteration) / (self.decay * self.iterations)
         return min(1.0, (iteration + 1) / self.warmup, left)
+
+
+RECIPES = {name: Recipe() for name in BUILDERS} | {
+    "digits-latte": Recipe(iterations=6_000, matrix_rate=2e-3, vector_rate=1e-3)
+}
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What an iteration learns from.
+
+    Args:
+        pixels: Clean images, (batch, 3, side, side) in [-1, 1]; of a video model (batch, 3, frame, side, side).
+        levels: Noise levels in (0, 1), one for each caption.
+        noise: Source of the noise itself.
+        frames: Number of each single frame in its clip; None if these are images, or whole clips.
+    """
+
+    captions: list[str]
+    pixels: Tensor
+    levels: Tensor
+    noise: torch.Generator
+    frames: Tensor | None = None
 
 
 class Trainer:
@@ -66,7 +117,10 @@ class Trainer:
         self.recipe = recipe
         self.device = device
         self.iteration = 0
-        self.pipeline = build(name, recipe.seed).to(device)
+        self.pipeline = build(name, recipe.seed)
+        if isinstance(self.pipeline, LattePipeline):
+            begin_with_images(self.pipeline)
+        self.pipeline.to(device)
         self.weights = dict(_weights(self.pipeline))
         self.average = {key: weight.detach().clone() for key, weight in self.weights.items()}
         hidden = [key for key in self.weights if "blocks." in key and "table" not in key]
@@ -81,8 +135,7 @@ class Trainer:
 
     def step(self) -> float:
         """One iteration; returns its loss."""
-        captions, pixels, noise = self._batch()
-        loss = denoising_loss(self.pipeline, captions, pixels.to(self.device), noise)
+        loss = denoising_loss(self.pipeline, self._batch(), self.device)
         loss.backward()
         nn.utils.clip_grad_norm_(self.weights.values(), 1.0)
         for optimiser, rate in zip(self.optimisers, (self.recipe.matrix_rate, self.recipe.vector_rate)):
@@ -94,13 +147,29 @@ class Trainer:
         torch._foreach_lerp_(list(self.average.values()), [w.detach() for w in self.weights.values()], 1 - keep)
         return loss.item()
 
-    def _batch(self) -> tuple[list[str], Tensor, torch.Generator]:
-        """Captions, pixels (batch, 3, side, side) in [-1, 1], and the source of noise of this iteration."""
+    def _batch(self) -> Batch:
         rng = np.random.default_rng([self.recipe.seed, self.iteration])
-        scenes = [random_scene(rng) for _ in range(self.recipe.batch)]
-        pixels = torch.from_numpy(np.stack([draw(scene, rng) for scene in scenes])) * 2 - 1
+        if not isinstance(self.pipeline, LattePipeline):
+            scenes = [random_scene(rng) for _ in range(self.recipe.batch)]
+            return self._captioned(rng, scenes, np.stack([draw(scene, rng) for scene in scenes]))
+        still = self.iteration < self.recipe.stills or self.iteration % 3 == 0
+        every = all_motions()
+        chosen = [every[i] for i in rng.integers(len(every), size=self.recipe.batch if still else self.recipe.clips)]
+        clips = np.stack([draw_motion(motion, rng) for motion in chosen])
+        if not still:
+            return self._captioned(rng, chosen, clips, shift=self.recipe.clip_noise)
+        frames = rng.integers(FRAMES, size=len(chosen))
+        batch = self._captioned(rng, chosen, clips[np.arange(len(chosen)), :, frames][:, :, None])
+        return replace(batch, frames=torch.from_numpy(frames))
+
+    def _captioned(
+        self, rng: np.random.Generator, scenes: Sequence[object], pixels: NDArray[np.float32], shift: float = 0.0
+    ) -> Batch:
+        """Pixels in [0, 1] with their captions, some left empty, and noise at levels drawn logit-normally."""
         captions = ["" if rng.random() < self.recipe.no_caption else str(scene) for scene in scenes]
-        return captions, pixels, torch.Generator().manual_seed(int(rng.integers(2**62)))
+        noise = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        levels = torch.sigmoid(torch.randn(len(captions), generator=noise) + shift)
+        return Batch(captions, torch.from_numpy(pixels) * 2 - 1, levels, noise)
 
     def save(self, path: Path) -> None:
         """Write the checkpoint, replacing the last one at once."""
@@ -153,19 +222,18 @@ class Trainer:
         index = folder / "model_index.json"
         index.write_text(index.read_text().replace("TokenizersBackend", "PreTrainedTokenizerFast"))
         (folder / "training.json").write_text(json.dumps(record, indent=2) + "\n")
-        (folder / "README.md").write_text(CARD.format(**record))
+        about = CLIPS if isinstance(self.pipeline, LattePipeline) else IMAGES
+        (folder / "README.md").write_text(CARD.format(about=about, **record))
 
 
-def denoising_loss(pipeline: DiffusionPipeline, captions: list[str], pixels: Tensor, noise: torch.Generator) -> Tensor:
-    """Mean squared error of one denoising prediction per image, at noise levels drawn logit-normally.
-
-    Args:
-        pixels: Clean images, (batch, 3, side, side) in [-1, 1].
-    """
-    level = torch.sigmoid(torch.randn(len(pixels), generator=noise)).to(pixels.device)
-    gauss = torch.randn(pixels.shape, generator=noise).to(pixels.device)
+def denoising_loss(pipeline: DiffusionPipeline, batch: Batch, device: str) -> Tensor:
+    """Mean squared error of one denoising prediction per caption."""
+    pixels, levels = batch.pixels.to(device), batch.levels.to(device)
+    gauss = torch.randn(pixels.shape, generator=batch.noise).to(device)
+    if isinstance(pipeline, LattePipeline):
+        return _clip_error(pipeline, batch.captions, pixels, levels, gauss, batch.frames).square().mean()
     predict = {FluxPipeline: _flow_error, PixArtAlphaPipeline: _velocity_error}[type(pipeline)]
-    return predict(pipeline, captions, pixels, level, gauss).square().mean()
+    return predict(pipeline, batch.captions, pixels, levels, gauss).square().mean()
 
 
 def _flow_error(pipeline: FluxPipeline, captions: list[str], pixels: Tensor, level: Tensor, gauss: Tensor) -> Tensor:
@@ -188,20 +256,62 @@ def _flow_error(pipeline: FluxPipeline, captions: list[str], pixels: Tensor, lev
 def _velocity_error(
     pipeline: PixArtAlphaPipeline, captions: list[str], pixels: Tensor, level: Tensor, gauss: Tensor
 ) -> Tensor:
-    """v-prediction (arXiv 2202.00512, section 4): v = sqrt(a) noise - sqrt(1 - a) pixels."""
-    alphas = pipeline.scheduler.alphas_cumprod.to(pixels.device)
-    timestep = (level * len(alphas)).long()
-    a = alphas[timestep][:, None, None, None]
+    timestep, noisy, velocity = _noised(pipeline.scheduler, pixels, level, gauss)
     tokens, mask = _tokens(pipeline.tokenizer, captions, pixels.device)
     told = pipeline.transformer(
-        a.sqrt() * pixels + (1 - a).sqrt() * gauss,
+        noisy,
         encoder_hidden_states=pipeline.text_encoder(tokens, attention_mask=mask)[0],
         encoder_attention_mask=mask,
         timestep=timestep,
         added_cond_kwargs={"resolution": None, "aspect_ratio": None},
         return_dict=False,
     )[0]
-    return told - (a.sqrt() * gauss - (1 - a).sqrt() * pixels)
+    return told - velocity
+
+
+def _clip_error(
+    pipeline: LattePipeline, captions: list[str], pixels: Tensor, level: Tensor, gauss: Tensor, frames: Tensor | None
+) -> Tensor:
+    """As the pipeline calls it for one caption: the text cut to its length and unmasked, half of the channels used."""
+    timestep, noisy, velocity = _noised(pipeline.scheduler, pixels, level, gauss)
+    tokens, mask = _tokens(pipeline.tokenizer, captions, pixels.device, MOTION_TOKENS)
+    with numbered(pipeline.transformer, frames):
+        told = pipeline.transformer(
+            noisy,
+            timestep=timestep,
+            encoder_hidden_states=pipeline.text_encoder(tokens, attention_mask=mask)[0],
+            enable_temporal_attentions=frames is None,
+            return_dict=False,
+        )[0]
+    return told.chunk(2, dim=1)[0] - velocity
+
+
+@contextmanager
+def numbered(transformer: LatteTransformer3DModel, frames: Tensor | None) -> Iterator[None]:
+    """Tells single frames their number, where the transformer itself tells it to the frames of a clip.
+
+    It does so after the first spatial block, but only on the way to temporal attention, which single frames skip.
+    """
+    if frames is None:
+        yield
+        return
+    numbers = transformer.temp_pos_embed[0, frames][:, None]
+    hook = transformer.transformer_blocks[0].register_forward_hook(lambda block, inputs, output: output + numbers)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def _noised(scheduler: SchedulerMixin, pixels: Tensor, level: Tensor, gauss: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Timestep, noisy pixels and what v-prediction tells of them (arXiv 2202.00512, section 4).
+
+    v = sqrt(a) noise - sqrt(1 - a) pixels.
+    """
+    alphas = scheduler.alphas_cumprod.to(pixels.device)
+    timestep = (level * len(alphas)).long()
+    a = alphas[timestep].view(-1, *[1] * (pixels.ndim - 1))
+    return timestep, a.sqrt() * pixels + (1 - a).sqrt() * gauss, a.sqrt() * gauss - (1 - a).sqrt() * pixels
 
 
 def _packed(images: Tensor) -> Tensor:
@@ -209,9 +319,11 @@ def _packed(images: Tensor) -> Tensor:
     return FluxPipeline._pack_latents(images, len(images), 3, SIDE, SIDE)
 
 
-def _tokens(tokenizer: PreTrainedTokenizerFast, captions: list[str], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Token ids and mask of captions, both (batch, 24)."""
-    batch = tokenizer(captions, padding="max_length", max_length=TEXT_TOKENS, truncation=True, return_tensors="pt")
+def _tokens(
+    tokenizer: PreTrainedTokenizerFast, captions: list[str], device: torch.device, length: int = TEXT_TOKENS
+) -> tuple[Tensor, Tensor]:
+    """Token ids and mask of captions, both (batch, length)."""
+    batch = tokenizer(captions, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
     return batch.input_ids.to(device), batch.attention_mask.to(device)
 
 
@@ -226,12 +338,12 @@ def _weights(pipeline: DiffusionPipeline) -> Iterator[tuple[str, nn.Parameter]]:
 @click.command()
 @click.argument("name", type=click.Choice(list(BUILDERS)))
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder to write.  [default: trained/NAME]")
-@click.option("--iterations", default=Recipe.iterations, show_default=True)
+@click.option("--iterations", type=click.IntRange(min=1), help="How many.  [default: the model's recipe]")
 @click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu", show_default=True)
 @click.option(
     "--until", type=click.IntRange(min=1), help="Stop at this iteration; the same command without it continues."
 )
-def main(name: str, output: Path | None, iterations: int, device: str, until: int | None) -> None:
+def main(name: str, output: Path | None, iterations: int | None, device: str, until: int | None) -> None:
     """Train the bundled model NAME; resumes from OUTPUT.safetensors if that is there.
 
     Example: python -m dit_tracer.digits.train digits-flux -o trained/digits-flux
@@ -241,13 +353,14 @@ def main(name: str, output: Path | None, iterations: int, device: str, until: in
     checkpoint = output.with_name(output.name + ".safetensors")
     if output.exists():
         raise click.ClickException(f"{output}: exists already; remove it, or give another -o")
-    trainer = Trainer(name, Recipe(iterations=iterations), device)
+    recipe = replace(RECIPES[name], iterations=iterations or RECIPES[name].iterations)
+    trainer = Trainer(name, recipe, device)
     if checkpoint.exists():
         trainer.load(checkpoint)
         click.echo(f"continuing {checkpoint} at iteration {trainer.iteration}", err=True)
     losses: list[float] = []
     started = time.process_time()
-    while trainer.iteration < min(iterations, until or math.inf):
+    while trainer.iteration < min(recipe.iterations, until or math.inf):
         losses.append(trainer.step())
         if trainer.iteration % 250 == 0:
             seconds = (time.process_time() - started) / len(losses)
@@ -255,7 +368,7 @@ def main(name: str, output: Path | None, iterations: int, device: str, until: in
             click.echo(f"{trainer.iteration:6d}  loss {loss:.4f}  {seconds:.2f} CPU s/iteration", err=True)
             trainer.save(checkpoint)
     trainer.save(checkpoint)
-    if trainer.iteration == iterations:
+    if trainer.iteration == recipe.iterations:
         trainer.export(output, {"name": name, "recipe": asdict(trainer.recipe), "torch": torch.__version__})
         click.echo(output)
 
