@@ -36,6 +36,7 @@ from dit_tracer.digits.scenes import DIGITS as DIGITS_BY_NAME
 from dit_tracer.digits.train import Recipe, Trainer, numbered
 from dit_tracer.models.catalog import BUNDLED, DIGITS
 from dit_tracer.models.loading import load
+from safetensors import safe_open
 
 
 def test_every_caption_is_made_of_the_vocabulary() -> None:
@@ -197,6 +198,16 @@ def test_trained_folder_is_an_ordinary_one(tmp_path: Path) -> None:
     assert torch.equal(stored, trainer.average["transformer.pos_embed.proj.weight"].half().float())
 
 
+def test_trained_folder_is_read_by_older_transformers(tmp_path: Path) -> None:
+    """They know CLIP's weights by another name, and would draw at random what they do not find."""
+    trainer = Trainer("digits-flux", Recipe(iterations=1, batch=2), "cpu")
+    trainer.step()
+    trainer.export(tmp_path / "mine", {"name": "mine"})
+    for folder in (tmp_path / "mine", DIGITS / "digits-flux"):
+        with safe_open(folder / "text_encoder" / "model.safetensors", "pt") as file:
+            assert all(key.startswith("text_model.") for key in file.keys())
+
+
 @pytest.mark.parametrize("name", BUNDLED)
 def test_bundled_folder_is_small_and_plain(name: str) -> None:
     files = [file for file in (DIGITS / name).rglob("*") if file.is_file()]
@@ -209,8 +220,6 @@ def test_bundled_model_is_of_stock_classes_in_float16(name: str) -> None:
     parts = json.loads((DIGITS / name / "model_index.json").read_text())
     homes = {value[0] for value in parts.values() if isinstance(value, list)}
     assert homes <= {"diffusers", "transformers", None}
-    from safetensors import safe_open
-
     weights = DIGITS / name / "transformer" / "diffusion_pytorch_model.safetensors"
     with safe_open(weights, "pt") as file:
         assert {file.get_slice(key).get_dtype() for key in file.keys()} == {"F16"}

@@ -32,7 +32,7 @@ from diffusers import (
 )
 from numpy.typing import NDArray
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
@@ -219,11 +219,20 @@ class Trainer:
             config.write_text(config.read_text().replace("TokenizersBackend", "PreTrainedTokenizerFast"))
         for config in folder.glob("text_encoder*/config.json"):  # else transformers 5 leaves them in float16
             config.write_text(config.read_text().replace('"float16"', '"float32"'))
+        for weights in folder.glob("text_encoder*/model.safetensors"):
+            _name_as_transformers_4(weights)
         index = folder / "model_index.json"
         index.write_text(index.read_text().replace("TokenizersBackend", "PreTrainedTokenizerFast"))
         (folder / "training.json").write_text(json.dumps(record, indent=2) + "\n")
         about = CLIPS if isinstance(self.pipeline, LattePipeline) else IMAGES
         (folder / "README.md").write_text(CARD.format(about=about, **record))
+
+
+def _name_as_transformers_4(path: Path) -> None:
+    """Give CLIP's weights the prefix that transformers 5 drops and reads, and 4 cannot do without."""
+    weights = load_file(path)
+    if any(key.startswith("embeddings.") for key in weights):
+        save_file({f"text_model.{key}": weight for key, weight in weights.items()}, path, {"format": "pt"})
 
 
 def denoising_loss(pipeline: DiffusionPipeline, batch: Batch, device: str) -> Tensor:

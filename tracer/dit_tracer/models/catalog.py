@@ -14,7 +14,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from dit_tracer.digits.captions import captions
+from dit_tracer.digits.captions import captions, motions
 
 DIGITS = Path(__file__).parent.parent / "digits"
 
@@ -83,6 +83,21 @@ BUNDLED = {
             guidance="true_cfg_scale",
             captions=captions,
             pipeline="FluxPipeline",
+        ),
+        Model(
+            "digits-latte",
+            str(DIGITS / "digits-latte"),
+            "bundled; Latte on 8 frames of a moving digit, 16x16: spatial, temporal and cross-attention, guided",
+            call={
+                "height": 16,
+                "width": 16,
+                "video_length": 8,
+                "negative_prompt": "",
+                "guidance_scale": 2.0,
+                "clean_caption": False,
+            },
+            captions=motions,
+            pipeline="LattePipeline",
         ),
     )
 }
