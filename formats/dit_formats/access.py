@@ -71,7 +71,7 @@ class ShardFile:
 
     def table(self, group: str, name: str) -> NDArray[Any]:
         """One column of `prompts`, `layers` or `steps`."""
-        return self._array(group, name, schema.TABLES[group][name])
+        return self._array(group, name, (schema.TABLES[group] | schema.OPTIONAL_TABLES.get(group, {}))[name])
 
     def stream(self, stream: str, name: str) -> NDArray[Any]:
         """One array of a stream, with the axes that `schema.STREAM` or `schema.OPTIONAL` tells."""
@@ -128,7 +128,11 @@ class ShardFile:
     def _read_prompts(self) -> tuple[Prompt, ...]:
         texts = _texts(self.table("prompts", "text"), f"{self.path}: prompts/text")
         numbers = (self.table("prompts", name).tolist() for name in ("index", "seed", "image"))
-        return tuple(Prompt(index, text, seed, image) for text, index, seed, image in zip(texts, *numbers))
+        own = [""] * len(texts)
+        if self.holds("prompts", "arguments"):
+            own = list(_texts(self.table("prompts", "arguments"), f"{self.path}: prompts/arguments"))
+        rows = zip(texts, *numbers, own)
+        return tuple(Prompt(index, text, seed, image, arguments) for text, index, seed, image, arguments in rows)
 
     def _read_layers(self) -> tuple[Layer, ...]:
         names, types = (_texts(self.table("layers", n), f"{self.path}: layers/{n}") for n in ("name", "type"))

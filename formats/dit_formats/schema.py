@@ -77,6 +77,7 @@ STREAM = {
     "num_tokens": Array("i8", ("kind", "layer")),
     "num_channels": Array("i8", ("kind", "layer")),
 }
+OPTIONAL_TABLES = {"prompts": {"arguments": Array("S", ("prompt",))}}
 OPTIONAL = {
     "site": Array("S", ("layer",)),
     "branch_products": Array("f8", ("prompt", "branch_pair", "kind", "layer", "step")),
@@ -98,6 +99,8 @@ class Prompt:
     text: str
     seed: int = 0
     image: int = 0
+    arguments: str = ""
+    """JSON of what was given with this prompt alone, as a negative prompt; pictures and tensors as a hash."""
 
     def __post_init__(self) -> None:
         for name in ("index", "seed", "image"):

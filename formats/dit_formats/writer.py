@@ -47,7 +47,9 @@ def image(shard: Shard) -> bytes:
         file.attrs["format_minor"] = schema.MINOR
         _write_run(file, shard.run.to_json().encode())
         for name, table in _tables(shard).items():
-            _write_group(file.create_group(name), schema.TABLES[name], table, shard, {})
+            specs = schema.TABLES[name] | schema.OPTIONAL_TABLES.get(name, {})
+            specs = {key: spec for key, spec in specs.items() if key in table}
+            _write_group(file.create_group(name), specs, table, shard, {})
         for name, stream in shard.streams.items():
             group = file.create_group(name)
             further = {key: spec for key, spec in schema.OPTIONAL.items() if key in _arrays(stream)}
@@ -66,7 +68,8 @@ def _tables(shard: Shard) -> dict[str, dict[str, NDArray[Any]]]:
             "text": _strings([p.text for p in prompts]),
             "seed": np.array([p.seed for p in prompts]),
             "image": np.array([p.image for p in prompts]),
-        },
+        }
+        | ({"arguments": _strings([p.arguments for p in prompts])} if any(p.arguments for p in prompts) else {}),
         "layers": {
             "name": _strings([layer.name for layer in layers]),
             "type": _strings([layer.type for layer in layers]),

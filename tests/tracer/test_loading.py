@@ -124,7 +124,7 @@ def test_offline_names_the_download_that_is_missing(tmp_path: Path) -> None:
     lines = said_of(OFFLINE, tmp_path, HF_HUB_OFFLINE="1")
     for line, (repo, revision) in zip(lines, OFFLINE.values(), strict=True):
         assert f"the repository {repo} is not on this machine, and HF_HUB_OFFLINE is set" in line
-        assert f"run `hf download {repo}{revision}`" in line and "give the folder of a copy" in line
+        assert f"run `hf download {repo}{revision}`" in line and "give the folder of a copy with --weights" in line
         assert ("its text encoder comes from" in line) == (repo == "hpcai-tech/OpenSora-STDiT-v3")
 
 

@@ -23,7 +23,7 @@ def generate(pipeline: Any, task: Task, call: dict[str, Any]) -> None:
     known = parameters(pipeline)
     if "generator" not in known:
         torch.manual_seed(task.seed)
-    given = call | _opened(pipeline, task.arguments) | {name: v for name, v in ours.items() if name in known}
+    given = call | opened(pipeline, task.arguments) | {name: v for name, v in ours.items() if name in known}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the libraries, about themselves
         pipeline(**_subject(pipeline, task.text), **given)
@@ -104,7 +104,7 @@ def _check_picture(path: str) -> None:
         raise LookupError(f"{path}: no picture ({reason}); give the path of a .png or .jpg file") from None
 
 
-def _opened(pipeline: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+def opened(pipeline: Any, arguments: dict[str, Any]) -> dict[str, Any]:
     """The arguments with pictures in place of their names."""
     try:
         return arguments | {name: load_image(path) for name, path in _pictures(pipeline, arguments).items()}

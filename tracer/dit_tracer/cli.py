@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,11 +49,12 @@ main.interrupted = ("stopped; every finished prompt is kept, and the same comman
 @click.option("--steps", type=click.IntRange(min=1), help="Diffusion steps.  [default: the model's]")
 @click.option("--scheduler", help="Another scheduler: a class of diffusers, a model whose it is (sd3), a JSON file, a "
               "folder or a repository.  [default: the model's]")  # fmt: skip
-@click.option("--seed", type=click.IntRange(0, LAST_SEED), default=42, show_default=True,
-              help="Seed of the noise, the same for every prompt.")  # fmt: skip
+@click.option("--seed", type=click.IntRange(0, LAST_SEED),
+              help="Seed of the noise, the same for every prompt.  [default: 42]")  # fmt: skip
 @click.option("--seeds", help="Every prompt with each of these seeds: 0,1,5 or 0-9.  [default: the one of --seed]")
 @click.option("--guidance-scale", type=float, help="Strength of guidance; 1 for none.  [default: the model's]")
 @click.option("--pipeline-kwargs", default="{}", help="Further arguments of the pipeline, as JSON.")
+@click.option("--weights", metavar="FOLDER|REPO", help="Load MODEL's weights from there.  [default: its repository]")
 @click.option("--revision", help="Branch, tag or commit of the model's repository.  [default: main]")
 @click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]),
               help="[default: the model's, or bfloat16; float32 on CPUs]")  # fmt: skip
@@ -79,10 +81,11 @@ def run(
     output: Path | None,
     steps: int | None,
     scheduler: str | None,
-    seed: int,
+    seed: int | None,
     seeds: str | None,
     guidance_scale: float | None,
     pipeline_kwargs: str,
+    weights: str | None,
     revision: str | None,
     dtype: str | None,
     device: str | None,
@@ -107,8 +110,14 @@ def run(
     from dit_tracer.models.catalog import find
 
     found = find(model)
+    if weights and found.random_weights:
+        raise click.UsageError(f"{found.name} has random weights and loads none; leave out --weights")
+    if weights:
+        found = replace(found, source=weights)
     requests = _requests(found, prompts, limit)
-    numbers = [seed] if seeds is None else _seeds(seeds)
+    if seed is not None and seeds is not None:
+        raise click.UsageError("--seed and --seeds: give one of them")
+    numbers = [42 if seed is None else seed] if seeds is None else _seeds(seeds)
     further = _arguments(pipeline_kwargs)
     chosen, pairs = _kinds(kinds), _step_pairs(step_pairs)
     try:

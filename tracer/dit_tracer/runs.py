@@ -8,15 +8,16 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from dit_formats.errors import PresentError
-from dit_formats.schema import Prompt
+from dit_formats.errors import ConflictError, PresentError
+from dit_formats.schema import Prompt, told_differences
 
-from dit_tracer.calls import check, generate, parameters, varying
+from dit_tracer.calls import check, generate, opened, parameters, varying
 from dit_tracer.models.schedulers import num_steps
 from dit_tracer.progress import progress
+from dit_tracer.recording.call import own_arguments
 from dit_tracer.recording.recorder import Recorder, existing_trace
 from dit_tracer.recording.settings import Sample, What
-from dit_tracer.work import Work
+from dit_tracer.work import Task, Work
 
 
 @dataclass
@@ -63,25 +64,38 @@ def run(
     outcome = Outcome()
     with Recorder(pipeline, path, model, sample, before, num_prompts=len(work.tasks), what=what) as recorder:
         recorder.expect(varies, **call)
+        taken = recorder.indices
         missing = [(i, task) for i, task in enumerate(work.tasks) if not recorder.has(task.text, task.seed)]
+        for task in work.tasks:
+            if recorder.has(task.text, task.seed):
+                _refuse_other_arguments(recorder, pipeline, task, varies)
         outcome.present = len(work.tasks) - len(missing)
         for index, task in progress(f"tracing {model}", quiet)(missing):
             if (path / f"{Prompt(index, task.text, task.seed).stem}.h5").exists():
                 outcome.present += 1  # another run in this folder was faster
                 continue
             try:
-                with recorder.prompt(task.text, task.seed, index, varies=varies):
+                with recorder.prompt(task.text, task.seed, None if index in taken else index, varies=varies):
                     generate(pipeline, task, call)
                 outcome.traced += 1
             except PresentError:
                 outcome.present += 1
-            except (RuntimeError, ValueError, TypeError) as error:
+            except (RuntimeError, ValueError, TypeError, AttributeError, LookupError) as error:
                 reason = " ".join(str(error).split())[:200] or type(error).__name__
                 note = f"{path} has a note; the same command tries again"
                 outcome.failures.append(f"{task.text!r} failed: {reason}; {note}")
                 if not outcome.traced + outcome.present:
                     break  # what the very first prompt cannot do, the others can hardly
     return outcome
+
+
+def _refuse_other_arguments(recorder: Recorder, pipeline: Any, task: Task, varies: tuple[str, ...]) -> None:
+    """A prompt that the trace holds must have been made with the arguments that are given with it now."""
+    held = recorder.own_arguments(task.text, task.seed)
+    asked = own_arguments(opened(pipeline, task.arguments), tuple(task.arguments))
+    told = told_differences(held, asked)
+    if told:
+        raise ConflictError(f"{recorder.path}: {task.text!r} was traced with other arguments ({told}); trace it apart")
 
 
 def _pairs(asked: tuple[tuple[int, int], ...] | None, pipeline: Any, steps: int) -> tuple[tuple[int, int], ...]:

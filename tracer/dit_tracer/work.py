@@ -35,9 +35,9 @@ class Work:
 def plan(requests: list[Request], seeds: list[int], limit: int | None = None) -> Work:
     """The first `limit` prompts with each of the seeds, but for a prompt that brings its own.
 
-    What a prompt may change is a text, a picture, a list. Numbers decide what a trace is made of (how many tokens, how
-    much guidance), so they must be given with every prompt, and be equal. This looks at all prompts, also those beyond
-    the limit: raising it later goes on with the same trace.
+    What a prompt may change is a text or a picture. Anything else, numbers above all, decides what a trace is made of
+    (how many tokens, how much guidance), so it must be given with every prompt, and be equal. This looks at all
+    prompts, also those beyond the limit: raising it later goes on with the same trace.
 
     Raises:
         LookupError: Numbers differ; or one text with one seed comes twice, with other arguments.
@@ -61,9 +61,9 @@ def plan(requests: list[Request], seeds: list[int], limit: int | None = None) ->
 
 
 def _fixed(requests: list[Request], name: str) -> bool:
-    """Whether this argument is a number wherever it is given."""
+    """Whether this argument must be one for all: anything but texts (and names of pictures), and lists of them."""
     values = [request.arguments[name] for request in requests if name in request.arguments]
-    return all(isinstance(value, (bool, int, float)) for value in values)
+    return not all(isinstance(one, str) for value in values for one in (value if isinstance(value, list) else [value]))
 
 
 def _only(values: list[Any], name: str) -> Any:

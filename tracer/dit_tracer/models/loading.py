@@ -90,7 +90,7 @@ def hub_advice(error: BaseException, repo: str, revision: str | None = None) -> 
         why = "HF_HUB_OFFLINE is set" if offline else "huggingface.co cannot be reached"
         return (
             f"the repository {repo} is not on this machine, and {why}; run `{command}` where there is a network "
-            "and the same cache, or give the folder of a copy"
+            "and the same cache, or give the folder of a copy with --weights"
         )
     return None
 
@@ -143,7 +143,8 @@ def _read(model: Model, dtype: torch.dtype, revision: str | None) -> Any:
     if model.pipeline == OPEN_SORA:
         from dit_tracer.models.opensora import OpenSoraPipeline
 
-        return OpenSoraPipeline.from_checkpoint(model.source, revision=revision, torch_dtype=dtype)
+        beside = {"text_encoder": model.source} if (Path(model.source) / "text_encoder").is_dir() else {}
+        return OpenSoraPipeline.from_checkpoint(model.source, revision=revision, torch_dtype=dtype, **beside)
     with _no_code():
         return diffusers.DiffusionPipeline.from_pretrained(
             model.source, revision=revision, torch_dtype=dtype, use_safetensors=True, trust_remote_code=False

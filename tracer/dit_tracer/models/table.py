@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
@@ -16,7 +18,8 @@ from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from dit_formats.console import harmless
 from torch import Tensor, nn
 
-from dit_tracer.models.catalog import BUNDLED, SEVEN, Model, find
+from dit_tracer.models.catalog import BUNDLED, MODELS, SEVEN, Model, find
+from dit_tracer.models.loading import LoadError, hub_advice, hush, load
 from dit_tracer.recording.capture import Capture
 from dit_tracer.recording.clock import Clock
 from dit_tracer.recording.settings import What
@@ -59,8 +62,6 @@ def table_of(name: str) -> Table:
         with fullsize.on_meta():
             rows = _seen(networks, lambda: networks["transformer"](**fullsize.probe(model.name)))
     elif model is BUNDLED.get(model.name) or model.random_weights:
-        from dit_tracer.models.loading import load
-
         pipeline = load(model, device="cpu")
         networks = find_networks(pipeline)
         rows = _seen(networks, lambda: _few_steps(pipeline, model), pipeline.scheduler)
@@ -82,8 +83,9 @@ def show(name: str, as_json: bool) -> None:
         return
     for line in _lines(table):
         click.echo(harmless(line))
-    prompts = "" if table.model.captions else ' -p "a text"'
-    click.echo(f"\nnext: dit-trace run {table.model.name}{prompts}", err=True)
+    model = table.model
+    name = model.name if model in MODELS.values() or model.random_weights else model.source
+    click.echo(f"\nnext: dit-trace run {shlex.quote(name)}" + ("" if model.captions else ' -p "a text"'), err=True)
 
 
 def _lines(table: Table) -> Iterator[str]:
@@ -159,6 +161,8 @@ def _seen(networks: dict[str, nn.Module], run: Any, scheduler: Any = None) -> li
         stack.enter_context(clock)
         stack.enter_context(capture)
         stack.enter_context(torch.no_grad())
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")  # of the libraries, about themselves
         run()
     for site in capture.fired.values():
         rows[site.name].type, rows[site.name].heads = site.type, site.heads
@@ -176,7 +180,11 @@ def _from_configuration(source: str) -> dict[str, nn.Module]:
     """The denoising networks of a pipeline, made from its configuration on the meta device."""
     import diffusers
 
-    parts = DiffusionPipeline.load_config(source)
+    hush()
+    try:
+        parts = DiffusionPipeline.load_config(source)
+    except OSError as error:
+        raise LoadError(hub_advice(error, source, None) or str(error)) from error
     networks = {}
     for name, value in parts.items():
         if isinstance(value, (list, tuple)) and value[0] == "diffusers" and ("transformer" in name or name == "unet"):

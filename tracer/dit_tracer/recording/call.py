@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 from typing import Any
 
+import numpy as np
+import torch
+
 from dit_tracer.recording.settings import as_json
 from dit_tracer.recording.sites import family_of
+
+LEFT_OUT = ("prompt", "output_type", "return_dict", "callback", "generator")
+"""Arguments of a call that are no settings, by what their names begin with."""
 
 MAX_TEXT = 4096
 """A tokenizer that claims to take more tokens than this does not say how many a prompt may have."""
@@ -21,22 +28,48 @@ def arguments(pipeline: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> d
 
 def call_settings(given: dict[str, Any]) -> dict[str, Any]:
     """Arguments of a pipeline's call that are plain values, but for the prompt and the output."""
-    left_out = ("prompt", "output_type", "return_dict", "callback", "generator")
-    kept = {
-        name: value
-        for name, value in given.items()
-        if not name.startswith(left_out) and "embeds" not in name and _is_plain(value)
-    }
+    kept = {}
+    for name, value in given.items():
+        if not name.startswith(LEFT_OUT) and "embeds" not in name:
+            if isinstance(value, dict):  # of a dictionary, what is plain in it
+                value = {key: one for key, one in value.items() if _is_plain(one)}
+            if isinstance(value, dict) or _is_plain(value):
+                kept[name] = value
     return as_json(kept)
 
 
-def longest_text(pipeline: Any, networks: dict[str, Any], given: dict[str, Any]) -> int:
-    """Tokens that the text of a prompt may have; 0 where the call brings embeddings of its own.
+def own_arguments(given: dict[str, Any], varies: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Arguments that belong to one prompt alone: those that may vary, and what is no plain value, as a hash."""
+    found = {}
+    for name, value in given.items():
+        if name in varies:
+            found[name] = value if _is_plain(value) else _digest(value)
+        elif not name.startswith((*LEFT_OUT, "self")) and not _is_plain(value) and not isinstance(value, dict):
+            found[name] = _digest(value)
+    return as_json({name: value for name, value in found.items() if value is not None})
 
-    It is what the call says, else what the family does, else what the pipeline's tokenizers are made for.
+
+def _digest(value: Any) -> str | list[Any] | None:
+    """A short hash of a tensor, an array or a picture; of a list, those of its elements; None of anything else."""
+    if isinstance(value, (list, tuple)):
+        return [_digest(one) for one in value]
+    if isinstance(value, torch.Tensor):
+        value = value.detach().cpu().float()
+    elif not isinstance(value, np.ndarray) and not hasattr(value, "tobytes"):
+        return None
+    content = np.asarray(value).tobytes()
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def longest_text(pipeline: Any, networks: dict[str, Any], given: dict[str, Any]) -> int:
+    """Tokens that the text of a prompt may have.
+
+    It is what the call says, else what the family does, else what the pipeline's tokenizers are made for. Where the
+    call brings embeddings, it is their length.
     """
     if given.get("prompt") is None:
-        return 0
+        embeds = (value for name, value in given.items() if "embeds" in name and isinstance(value, torch.Tensor))
+        return max((value.shape[1] for value in embeds if value.ndim == 3), default=0)
     if isinstance(given.get("max_sequence_length"), int):
         return given["max_sequence_length"]
     tokenizers = [part for name, part in getattr(pipeline, "components", {}).items() if "tokenizer" in name]
@@ -45,12 +78,13 @@ def longest_text(pipeline: Any, networks: dict[str, Any], given: dict[str, Any])
     return known or max((length for length in lengths if length <= MAX_TEXT), default=0)
 
 
-def unguided_images(given: dict[str, Any]) -> int:
-    """How many images a call without guidance makes; 0 if it has guidance, or does not say."""
-    images = given.get("num_images_per_prompt", given.get("num_videos_per_prompt"))
-    scale = given.get("true_cfg_scale", given.get("guidance_scale"))
-    unguided = isinstance(scale, (int, float)) and scale <= 1 and isinstance(images, int)
-    return images if unguided else 0
+def images_of(given: dict[str, Any]) -> int:
+    """How many images a call makes."""
+    each = given.get("num_images_per_prompt", given.get("num_videos_per_prompt"))
+    embeds = given.get("prompt_embeds")
+    prompts = len(embeds) if given.get("prompt") is None and isinstance(embeds, torch.Tensor) else 1
+    prompts = len(given["class_labels"]) if isinstance(given.get("class_labels"), (list, tuple)) else prompts
+    return prompts * (each if isinstance(each, int) else 1)
 
 
 def _is_plain(value: Any) -> bool:

@@ -18,8 +18,15 @@ from dit_tracer.recording.backend import eager, intercepted, native
 from dit_tracer.recording.clock import Clock
 from dit_tracer.recording.families import Parts
 from dit_tracer.recording.layout import Attended, Tokens, Watch, split
-from dit_tracer.recording.reading import Frame, Reader, as_tokens
-from dit_tracer.recording.sites import Site, UnsupportedError, find_attention, find_feed_forward
+from dit_tracer.recording.reading import Frame, Reader, as_tokens, flattened
+from dit_tracer.recording.sites import (
+    Site,
+    UnsupportedError,
+    find_aside,
+    find_attention,
+    find_feed_forward,
+    module_tree,
+)
 
 Sink = Callable[[str, str, str, Tensor, "list[int] | None"], None]
 """Receives layer, stream, kind, tensor and, where elements of a batch have different lengths, how many tokens of each
@@ -48,7 +55,10 @@ class Capture:
         kinds: tuple[str, ...] = ("k", "v", "a"),
         attention: tuple[str, ...] = (),
     ) -> None:
+        self._networks = networks
         self._clock = clock
+        self._chosen = bool(attention)
+        self._at_work, self._aside = False, 0
         self._sink = sink
         self._kinds = kinds
         self._frames: list[Frame] = []
@@ -74,6 +84,12 @@ class Capture:
                         undo.callback(part.register_forward_hook(self._on_projection).remove)
             for site in self.feed_forward:
                 undo.callback(site.module.register_forward_hook(self._on_feed_forward).remove)
+            for network in self._networks.values():
+                undo.callback(network.register_forward_pre_hook(self._on_network).remove)
+                undo.callback(network.register_forward_hook(self._after_network).remove)
+                for module in find_aside(network):
+                    undo.callback(module.register_forward_pre_hook(self._on_aside).remove)
+                    undo.callback(module.register_forward_hook(self._after_aside).remove)
             self._undo = undo.pop_all()
         return self
 
@@ -93,6 +109,7 @@ class Capture:
             if frame.watch is not None:
                 frame.watch.off()
         self._frames.clear()
+        self._at_work = False
 
     @property
     def silent(self) -> list[str]:
@@ -105,13 +122,27 @@ class Capture:
 
     # Hooks -------------------------------------------------------------------
 
+    def _on_network(self, network: nn.Module, args: tuple[Any, ...]) -> None:
+        self._at_work, self._aside = True, 0
+
+    def _after_network(self, network: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self._at_work = False
+
+    def _on_aside(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        self._aside += 1
+
+    def _after_aside(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self._aside -= 1
+
     def _on_enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         site = self._at[module]
         given = dict(zip(self._parameters[module], args)) | kwargs
         tensors = [value for value in given.values() if isinstance(value, Tensor) and value.ndim >= 2]
         if not tensors:
             raise UnsupportedError(f"{site.name} ({type(module).__name__}) was given no tensor of tokens")
-        frame = Frame(site, given.get("hidden_states", tensors[0]), _encoder(given))
+        hidden = given.get("hidden_states", tensors[0])
+        picture = hidden.ndim == 4
+        frame = Frame(site, flattened(hidden) if picture else hidden, _encoder(given), picture=picture)
         order_open = site.text_first is None and site.family.text_first is None and site.type in ("", "joint")
         if frame.encoder is not None and order_open:
             frame.watch = Watch().on(module)
@@ -121,6 +152,12 @@ class Capture:
         if self._frames:
             tensors = (t.unsqueeze(1) if t.ndim == 3 else t for t in (query, key, value, output))
             self._frames[-1].calls.append(Attended(*tensors))
+        elif self._at_work and not self._aside and not self._chosen:
+            network = next(n for name, n in self._networks.items() if name == self._clock.network)
+            raise UnsupportedError(
+                f"{type(network).__name__} attends outside of the layers that were found; name all of them with "
+                f"attention=[...] (--attention). Its modules are:\n{module_tree(network)}"
+            )
 
     def _on_projection(self, part: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         frame = self._frames[-1]

@@ -22,8 +22,8 @@ class Clock:
     """The place in the denoising loop of `pipeline`, kept up to date within a `with` block.
 
     A step ends when the pipeline calls its scheduler, if it called a network before. Within a step every call of a
-    network has branches: the name given to `cache_context`; else, if the batch holds the same latents several times,
-    one for each part; else `cond` for the first call, and for a further one with the same latents `uncond`.
+    network has branches: the name given to `cache_context`; else, if the batch is larger than the images to be made,
+    one for each part; else `cond` for the first call, and `uncond` for a second one of the same shape.
     """
 
     def __init__(self, pipeline: Any, networks: dict[str, nn.Module]) -> None:
@@ -40,15 +40,13 @@ class Clock:
         self.branches: tuple[str, ...] = ()
         self.batch = 0
         self.latents: Any = None
-        self.unguided = 0
-        """Images that a generation without guidance makes at once; from one noise, they are still no halves."""
+        self.images = 1
+        """Images that the generation makes at once; a larger batch holds guidance halves."""
         self._timesteps: list[Any] = []
         self._given: dict[str, Any] = {}
         self._context: str | None = None
         self._calls = 0
         self._first: Any = None
-        self._alike: dict[tuple[str, int, int], int] = {}
-        self._repeats: dict[tuple[str, int, int], bool] = {}
 
     @property
     def step(self) -> int:
@@ -61,6 +59,7 @@ class Clock:
 
     def __enter__(self) -> Clock:
         self.scheduler = scheduler = self._pipeline.scheduler
+        self._step_signature = inspect.signature(type(scheduler).step)  # the timestep is not everywhere the second
         with ExitStack() as undo:
             undo.enter_context(around(type(scheduler), "step", scheduler, self._on_step))
             for network in self._names:
@@ -81,8 +80,9 @@ class Clock:
             self._parts[tokens] = family.parts(self._given, tokens)
         return self._parts[tokens]
 
-    def _on_step(self, step: Callable[..., Any], model_output: Tensor, timestep: Any, *args: Any, **kwargs: Any) -> Any:
-        result = step(model_output, timestep, *args, **kwargs)
+    def _on_step(self, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        timestep = self._step_signature.bind_partial(None, *args, **kwargs).arguments.get("timestep", float("nan"))
+        result = step(*args, **kwargs)
         if not self._calls:
             return result  # Cosmos asks twice what comes of one prediction
         self.sigmas.append(noise_level(self.scheduler, timestep))
@@ -112,7 +112,7 @@ class Clock:
         self.batch, self.latents = len(latents), latents
         self.branches = self._branches(family_of(network), latents)
         if self._calls == 0:
-            self._first = latents
+            self._first = self.network, _shapes(latents)
         self._calls += 1
 
     def _branches(self, family: Family, latents: Any) -> tuple[str, ...]:
@@ -120,35 +120,23 @@ class Clock:
             return (self._context.removeprefix("pred_"),)
         if self.network.startswith("uncond"):
             return ("uncond",)
-        asked = self.network, self._calls, len(latents)
-        if len(latents) == self.unguided:
-            self._alike[asked] = 1
-        if asked not in self._alike:  # once a prompt: comparing tensors makes a GPU wait
-            self._alike[asked] = next((n for n in (3, 2) if _repeated(latents, n)), 1)
-        parts = self._alike[asked]
-        if parts > 1:
-            unnamed = tuple(f"part{part}" for part in range(parts))
-            return next(names for names in (*family.halves, *HALVES, unnamed) if len(names) == parts)
-        if self._calls == 0:
+        if self._calls:
+            alike = self.network == self._first[0] and _shapes(latents) == self._first[1]
+            known = alike and self._calls < len(family.calls)
+            return (family.calls[self._calls] if known else f"call{self._calls}",)
+        images = family.images or self.images
+        if len(latents) % images:
+            raise UnsupportedError(f"a batch of {len(latents)} for {images} images of a prompt; it is not known whose")
+        parts = len(latents) // images
+        if parts == 1:
             return family.calls[:1]
-        if asked not in self._repeats:
-            self._repeats[asked] = _equal(latents, self._first)
-        known = self._repeats[asked] and self._calls < len(family.calls)
-        return (family.calls[self._calls] if known else f"call{self._calls}",)
+        unnamed = tuple(f"part{part}" for part in range(parts))
+        return next(names for names in (*family.halves, *HALVES, unnamed) if len(names) == parts)
 
 
-def _repeated(latents: Any, times: int) -> bool:
-    """Whether the batch is the same latents so many times over."""
-    size = len(latents) // times
-    if size == 0 or len(latents) % times:
-        return False
-    return all(_equal(latents[:size], latents[i * size : (i + 1) * size]) for i in range(1, times))
-
-
-def _equal(one: Any, other: Any) -> bool:
-    if isinstance(one, Tensor) and isinstance(other, Tensor):
-        return one.shape == other.shape and not one.is_meta and torch.equal(one, other)
-    return type(one) is type(other) and len(one) == len(other) and all(map(_equal, one, other))
+def _shapes(latents: Any) -> list[Any]:
+    """Shapes of the elements of a batch."""
+    return [_shapes(one) if isinstance(one, (list, tuple)) else getattr(one, "shape", None) for one in latents]
 
 
 def noise_level(scheduler: Any, timestep: Any) -> float:

@@ -37,6 +37,8 @@ class Family:
         kinds: What is recorded by default beside K, V and A.
         tokens_first: Whether states between blocks are (token, batch, channel).
         text_tokens: Most tokens of a text, where the pipeline's call does not say.
+        images: How many images a call makes, whatever it is asked for; 0 where it does what it is asked.
+        channel_axis: Of the network's input and output, where it cannot be told by its length.
     """
 
     types: dict[str, str] = field(default_factory=dict)
@@ -51,6 +53,8 @@ class Family:
     kinds: tuple[str, ...] = ()
     tokens_first: bool = False
     text_tokens: int = 0
+    images: int = 0
+    channel_axis: int | None = None
 
     def type(self, path: str) -> str | None:
         return _first(self.types, path)
@@ -92,6 +96,8 @@ COND_FIRST = (("cond", "uncond"),)
 
 FAMILIES = {
     "AceStepTransformer1DModel": Family(halves=COND_FIRST),
+    "AnyFlowTransformer3DModel": Family(channel_axis=2),
+    "CogVideoXTransformer3DModel": Family(images=1, channel_axis=2),
     "CosmosTransformer3DModel": Family(further="image"),
     "DiTTransformer2DModel": Family(halves=COND_FIRST),
     "ErnieImageTransformer2DModel": Family(
@@ -106,6 +112,7 @@ FAMILIES = {
     "Ideogram4Transformer2DModel": Family(
         types={"layers.*": "single"}, parts=_text(lambda given: _one((given["indicator"] != 2).sum(-1)))
     ),
+    "Kandinsky5Transformer3DModel": Family(channel_axis=-1),
     "Kandinsky6Transformer3DModel": Family(
         streams={
             "*.audio_dec_block.self_attention": ("audio", "audio"),
@@ -147,6 +154,7 @@ FAMILIES = {
     ),
     "SanaTransformer2DModel": Family(types={"*.attn1": "linear"}),
     "SanaVideoTransformer3DModel": Family(types={"*.attn1": "linear"}),
+    "SanaWMTransformer3DModel": Family(ignored=("blocks.*.attn", "blocks.*.attn.*")),
     "SanaWMLTX2RefinerTransformer3DModel": Family(types={"*.attn1": "self"}, ignored=("*audio*",)),
     "WanAnimate2Transformer3DModel": Family(further="image"),
     "ZImageTransformer2DModel": Family(

@@ -66,6 +66,11 @@ class Places:
         room = known[0] // folds
         fits = tokens <= room if stream == "text" else tokens == room
         if not fits or known != (folds * room, heads * width):
+            if stream == "text" and tokens > room:
+                raise ConflictError(
+                    f"{layer}: a text of {tokens} tokens, and the first prompts left room for {room}; trace into "
+                    "another folder, with the longest text first"
+                )
             raise ConflictError(
                 f"{layer}: {kind} of {stream} has {folds * tokens} tokens and {heads * width} channels now, "
                 f"{known[0]} and {known[1]} before; trace other sizes into another folder"

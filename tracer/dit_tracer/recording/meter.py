@@ -51,7 +51,8 @@ class Meter:
             return  # a further call within the step under the same name: the first one counts
         x = _grouped(tensor.detach(), self._clock.batch)
         missing = None if lengths is None else _missing(x, lengths)
-        previous = self._history.swap((key, branches), step, x)
+        place = (key, branches, self._clock.network if stream == STACK else "")  # two networks have nothing to compare
+        previous = self._history.swap(place, step, x)
         sums, sample = step_sums(x, missing), self._places(key, x).pick(x)
         changes = transition_sums(previous, x) if previous is not None else None
         if changes is not None and stream == STACK:
@@ -73,7 +74,7 @@ class Meter:
             cond, uncond = (x[branches.index(b) * images :][:images] for b in ("cond", "uncond"))
         elif branches in (("cond",), ("uncond",)):
             other = ("uncond",) if branches == ("cond",) else ("cond",)
-            cond, uncond = x, self._history.at((key, other), step)
+            cond, uncond = x, self._history.at((key, other, self._clock.network if key[0] == STACK else ""), step)
         else:
             return
         if uncond is not None and uncond.shape == cond.shape:

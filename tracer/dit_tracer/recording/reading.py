@@ -30,6 +30,8 @@ class Frame:
     calls: list[Attended] = field(default_factory=list)
     projected: dict[str, Tensor] = field(default_factory=dict)
     watch: Watch | None = None
+    picture: bool = False
+    """Whether it was given, and gives, (batch, channel, height, width)."""
 
     @property
     def text(self) -> int | None:
@@ -85,12 +87,14 @@ class Reader:
             "k": (call.key, keys),
             "v": (call.value, keys),
             "q": (call.query, queries),
-            "o": (call.output, queries),
+            "o": (self._heads(frame, call), queries),
         }
         for name, (tensor, parts) in sides.items():
             yield from ((stream, name, part, None) for stream, part in split(tensor, 2, parts))
         for stream, extra in self._further(frame, call):
             yield from ((stream, name, tensor, None) for name, tensor in (("k", extra.key), ("v", extra.value)))
+        if frame.picture:
+            output = flattened(_main(output))
         for stream, part in self._outputs(output, keys if together else ((a, 0),)):
             yield stream, "a", part, None
 
@@ -176,6 +180,13 @@ class Reader:
         if stream and frame.site.type == "cross":
             yield from ((stream, call) for call in frame.calls if call is not main)
 
+    def _heads(self, frame: Frame, main: Attended) -> Tensor:
+        """What the heads give to the output projection: the sum of a layer's calls to several streams."""
+        output = main.output
+        for _, call in self._further(frame, main):
+            output = output + call.output
+        return output
+
     def _joined(self, frame: Frame, call: Attended, kind: str) -> Tokens:
         """How the streams line up in a layer that attends to several."""
         keys = call.key.shape[2]
@@ -224,6 +235,11 @@ class Reader:
 
 def _main(output: Any) -> Tensor:
     return output[0] if isinstance(output, (tuple, list)) else output
+
+
+def flattened(picture: Tensor) -> Tensor:
+    """(batch, height * width, channel)."""
+    return picture.flatten(2).transpose(1, 2)
 
 
 def as_tokens(tensor: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 import traceback
 from collections.abc import Callable, Iterator
@@ -19,13 +20,13 @@ from dit_formats.schema import Layer, Prompt, Run, Shard, told_differences
 from dit_formats.writer import clear_failure, write_failure, write_shard
 from numpy.typing import NDArray
 
-from dit_tracer.recording.call import arguments, call_settings, longest_text, unguided_images
+from dit_tracer.recording.call import arguments, call_settings, images_of, longest_text, own_arguments
 from dit_tracer.recording.capture import Capture
 from dit_tracer.recording.clock import Clock
 from dit_tracer.recording.generation import Generation, Places, shapes_of
 from dit_tracer.recording.meter import Meter
 from dit_tracer.recording.patching import around
-from dit_tracer.recording.settings import Sample, What, adapter_scales, describe, provenance
+from dit_tracer.recording.settings import Sample, What, adapter_scales, describe, provenance, weights_now
 from dit_tracer.recording.sites import UnsupportedError, find_networks
 from dit_tracer.recording.stack import Stack
 
@@ -87,7 +88,7 @@ class Recorder:
         self._num_prompts = num_prompts
         self._what = what = what or What()
         self._networks = networks = find_networks(pipeline)
-        self._adapters = _scales(networks)
+        self._adapters, self._weights = _scales(networks), weights_now(networks)
         self._kinds = what.kinds_for(networks)
         self._clock = Clock(pipeline, networks)
         self._meter = Meter(self._clock, what)
@@ -99,7 +100,7 @@ class Recorder:
         self._generation: Generation | None = None
         self._entered = self._finished = False
         prompts = before.prompts if before else ()
-        self._keys = {prompt.key for prompt in prompts}
+        self._keys = {prompt.key: prompt for prompt in prompts}
         self._next = 1 + max((prompt.index for prompt in prompts), default=-1)
         self._shape: tuple[Any, ...] | None = None
         self._places = Places(sample, shapes_of(before) if before else None)
@@ -139,6 +140,16 @@ class Recorder:
         """Whether the trace holds this prompt already."""
         return (text, seed, image) in self._keys
 
+    @property
+    def indices(self) -> set[int]:
+        """Places in the list of prompts that are taken."""
+        return {prompt.index for prompt in self._keys.values()}
+
+    def own_arguments(self, text: str, seed: int = 0) -> dict[str, Any]:
+        """What the trace says that was given with this prompt alone."""
+        own = self._keys[text, seed, 0].arguments
+        return json.loads(own) if own else {}
+
     @contextmanager
     def prompt(
         self, text: str, seed: int = 0, index: int | None = None, *, varies: tuple[str, ...] = ()
@@ -163,7 +174,7 @@ class Recorder:
         self._clock.reset()
         self._capture.reset()
         self._finished = False
-        self._varies = varies
+        self._varies, self._own = varies, {}
         self._generation = Generation(self._kinds, self._what.step_pairs)
         self._meter.start(self._generation, self._places)
         try:
@@ -191,8 +202,9 @@ class Recorder:
                 raise TraceError("one generation per prompt: open another `with recorder.prompt(...)` for the next")
             self._refuse_changes()
             self._accept_call(call_settings(given), self._varies)
+            self._own = own_arguments(given, self._varies)
             self._places.text_tokens = longest_text(self._pipeline, self._networks, given)
-            self._clock.unguided = unguided_images(given)
+            self._clock.images = images_of(given)
         result = generate(*args, **kwargs)
         self._finished = not getattr(self._pipeline, "interrupt", False)
         return result
@@ -203,6 +215,7 @@ class Recorder:
             "scheduler": self._pipeline.scheduler is not self._clock.scheduler,
             "transformer": find_networks(self._pipeline) != self._networks,
             "strength of an adapter": _scales(self._networks) != self._adapters,
+            "weights": weights_now(self._networks) != self._weights,
         }
         for what in (name for name, differs in changed.items() if differs):
             raise ConflictError(f"the {what} was changed after recording began; change it before, for a new trace")
@@ -221,6 +234,10 @@ class Recorder:
                 f"{type(self._pipeline).__name__} never called the step of its scheduler (it may step copies of it); "
                 "without steps there is nothing to compare, so it cannot be traced"
             )
+        late = [pair for pair in self._what.step_pairs if max(pair) >= self._clock.step]
+        if late:
+            pair = "{}:{}".format(*late[0])
+            raise TraceError(f"the pair of steps {pair} was asked for, and there are steps 0 to {self._clock.step - 1}")
         if self._capture.silent:
             few = ", ".join(self._capture.silent[:3]) + (", ..." if len(self._capture.silent) > 3 else "")
             raise UnsupportedError(
@@ -234,16 +251,18 @@ class Recorder:
         run = Run(self._settings, provenance(self._num_prompts, str(device)))
         self.path.mkdir(parents=True, exist_ok=True)
         for image in range(generation.num_images):
-            one = Prompt(prompt.index + image, prompt.text, prompt.seed, image)
+            own = json.dumps(self._own, ensure_ascii=False, sort_keys=True) if self._own else ""
+            one = Prompt(prompt.index + image, prompt.text, prompt.seed, image, own)
             streams = generation.streams(image, list(self._capture.fired), len(timesteps), self._places)
             write_shard(self.path, Shard(run, (one,), layers, timesteps, sigmas, streams))
             clear_failure(self.path, one)
-            self._keys.add(one.key)
+            self._keys[one.key] = one
             self._next = max(self._next, one.index + 1)
 
     def _accept_call(self, call: dict[str, Any], varies: tuple[str, ...]) -> None:
         """All prompts of a trace are generated with the same arguments, but for those that belong to the prompt."""
         call = {name: value for name, value in call.items() if name not in varies}
+        call |= {"varies": sorted(varies)} if varies else {}
         self._refuse_other({"call": self._settings.setdefault("call", call)}, {"call": call})
 
     def _refuse_other(self, found: dict[str, Any], asked: dict[str, Any]) -> None:

@@ -56,6 +56,11 @@ class What:
     attention: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if isinstance(self.kinds, str):
+            object.__setattr__(self, "kinds", tuple(self.kinds.split(",")))
+        for name in ("attention", "boundaries"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
         unknown = set(self.kinds or ()) - set(ALL_KINDS)
         if unknown:
             raise ValueError(f"kinds {', '.join(sorted(unknown))}: unknown; there are {', '.join(ALL_KINDS)}")
@@ -84,11 +89,27 @@ def describe(pipeline: Any, transformers: dict[str, Any], model: str, sample: Sa
             name: {"class": type(part).__name__, "config": _config(part), "weights": fingerprint(part)}
             for name, part in transformers.items()
         },
+        "parts": {
+            name: {"class": type(part).__name__, "weights": fingerprint(part)}
+            for name, part in sorted(getattr(pipeline, "components", {}).items())
+            if isinstance(part, torch.nn.Module) and name not in transformers
+        },
+        "guider": _guider(pipeline),
         "scheduler": {"class": type(pipeline.scheduler).__name__, "config": _plain(pipeline.scheduler.config)},
         "dtype": str(_dtype(next(iter(transformers.values())))).removeprefix("torch."),
         "attention": "native",
         "sample": {"rule": RULE, "latent": sample.latent, "text": sample.text, "seed": sample.seed},
     }
+
+
+def weights_now(transformers: dict[str, Any]) -> dict[str, Any]:
+    """What `describe` says of the weights of the networks, at this moment."""
+    return {name: (fingerprint(part), str(_dtype(part))) for name, part in transformers.items()}
+
+
+def _guider(pipeline: Any) -> dict[str, Any] | None:
+    guider = getattr(pipeline, "guider", None)
+    return None if guider is None else {"class": type(guider).__name__, "config": _config(guider)}
 
 
 def fingerprint(module: Any) -> str | None:

@@ -86,9 +86,10 @@ def find_attention(networks: dict[str, nn.Module], patterns: tuple[str, ...] = (
                 chosen = chosen and not fits(path, (*family.ignored, *IGNORED))
             if chosen and path:
                 sites.append(Site(f"{name}.{path}", path, family, module, family.type(path) or ""))
-    if not sites:
+    idle = [p for p in patterns if not any(fits(s.path, (p,)) or fits(s.name, (p,)) for s in sites)]
+    if not sites or idle:
         trees = "\n".join(f"{name} ({type(n).__name__}):\n{module_tree(n)}" for name, n in networks.items())
-        asked = f"no module fits {', '.join(patterns)}" if patterns else "no attention modules of diffusers' classes"
+        asked = f"no module fits {', '.join(idle)}" if idle else "no attention modules of diffusers' classes"
         raise UnsupportedError(
             f"{asked}; name yours with attention=['blocks.*.attn'] (--attention 'blocks.*.attn'). The modules are:\n"
             + trees
@@ -101,6 +102,12 @@ def _modules(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for path, module in network.named_modules():
         if not hasattr(module, "_orig_mod"):
             yield path.replace("._orig_mod", ""), module
+
+
+def find_aside(network: nn.Module) -> list[nn.Module]:
+    """Modules that prepare a text or a reference: what attends in them is no layer."""
+    patterns = (*family_of(network).ignored, *IGNORED)
+    return [module for path, module in _modules(network) if fits(path, patterns)]
 
 
 def find_feed_forward(networks: dict[str, nn.Module], attention: list[Site]) -> list[Site]:

@@ -128,7 +128,8 @@ class Stack:
         """A network's input or prediction; elements of a batch with different sizes are left out."""
         whole = _stacked(value)
         if whole is not None:
-            self._sink(name, _as_tokens(whole, getattr(getattr(self._network, "config", None), channels, None)))
+            width = getattr(getattr(self._network, "config", None), channels, None)
+            self._sink(name, _as_tokens(whole, width, family_of(self._network).channel_axis))
 
     def _last_state(self) -> Tensor:
         """The latent tokens among what the last block returned."""
@@ -154,11 +155,12 @@ def _hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     return tensors[0]
 
 
-def _as_tokens(tensor: Tensor, width: int | None) -> Tensor:
-    """A network's input or output, with `width` channels, as (batch, token, channel)."""
+def _as_tokens(tensor: Tensor, width: int | None, axis: int | None) -> Tensor:
+    """A network's input or output, with `width` channels along `axis`, as (batch, token, channel)."""
     if tensor.ndim <= 3:
         return tensor if tensor.ndim == 3 else tensor.reshape(len(tensor), -1, 1)
-    axis = 2 if tensor.shape[2] == width != tensor.shape[1] else 1
+    if axis is None:
+        axis = next((place for place in (1, 2, -1) if tensor.shape[place] == width), 1)
     return tensor.movedim(axis, -1).flatten(1, -2)
 
 
@@ -177,9 +179,10 @@ def _named(
     """The blocks asked for, by their path."""
     found = {}
     for path in asked:
-        module = next((m for n in networks.values() for p, m in n.named_modules() if p == path), None)
-        if module is None or all(module is not block for some in blocks.values() for block in some):
+        named = [module for network in networks.values() for p, module in network.named_modules() if p == path]
+        stacks = [block for some in blocks.values() for block in some]
+        if not named or any(all(module is not block for block in stacks) for module in named):
             trees = "\n".join(f"{name}:\n{module_tree(network)}" for name, network in networks.items())
             raise UnsupportedError(f"{path}: no block of the denoising stack; the modules are:\n{trees}")
-        found[module] = path
+        found |= dict.fromkeys(named, path)
     return found
