@@ -212,13 +212,13 @@ class Recorder:
     def _refuse_changes(self) -> None:
         """What was looked at when recording began must still be there."""
         changed = {
-            "scheduler": self._pipeline.scheduler is not self._clock.scheduler,
-            "transformer": find_networks(self._pipeline) != self._networks,
-            "strength of an adapter": _scales(self._networks) != self._adapters,
-            "weights": weights_now(self._networks) != self._weights,
+            "the scheduler": self._pipeline.scheduler is not self._clock.scheduler,
+            "the transformer": find_networks(self._pipeline) != self._networks,
+            "the strength of an adapter": _scales(self._networks) != self._adapters,
+            "the weights or their precision": weights_now(self._networks) != self._weights,
         }
         for what in (name for name, differs in changed.items() if differs):
-            raise ConflictError(f"the {what} was changed after recording began; change it before, for a new trace")
+            raise ConflictError(f"{what} changed after recording began; change that before, for a new trace")
         if any(getattr(network, "is_cache_enabled", False) for network in self._networks.values()):
             raise UnsupportedError("a cache is enabled, which skips what is to be measured; disable_cache() first")
 
