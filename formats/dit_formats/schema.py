@@ -33,9 +33,6 @@ STEP_STATISTICS = ("sum_abs", "sum_square", "max_abs", "count", "nonfinite")
 TRANSITION_STATISTICS = ("sum_abs", "sum_square", "sum_product", "count")
 STACK_STATISTICS = (*TRANSITION_STATISTICS, "ratio_mean", "ratio_std")
 
-NAMED_AXES = ("branch", "kind", "step_statistic", "transition_statistic", "branch_pair", "step_pair")
-"""Axes whose dimension scale holds names; the scales of all other axes count."""
-
 
 @dataclass(frozen=True)
 class Array:
