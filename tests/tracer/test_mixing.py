@@ -96,7 +96,7 @@ def test_seeds_added_later_take_free_places(tmp_path: Path) -> None:
     for seeds in ("0-1", "0-2"):
         assert run("run", "tiny:pixart-alpha", "-n", 2, "--seeds", seeds, "-o", path).exit_code == 0
     with open_trace(path) as trace:
-        assert sorted(prompt.index for prompt in trace.prompts) == list(range(6))
+        assert len({prompt.index for prompt in trace.prompts}) == 6
     assert run("run", "tiny:pixart-alpha", "--seed", 1, "--seeds", "1-2").exit_code == 2
 
 

@@ -26,14 +26,14 @@ def generate(pipeline: Any, task: Task, call: dict[str, Any]) -> None:
     given = call | opened(pipeline, task.arguments) | {name: v for name, v in ours.items() if name in known}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the libraries, about themselves
-        pipeline(**_subject(pipeline, task.text), **given)
+        pipeline(**subject(pipeline, task.text), **given)
 
 
 def parameters(pipeline: Any) -> dict[str, inspect.Parameter]:
     return dict(list(inspect.signature(type(pipeline).__call__).parameters.items())[1:])
 
 
-def _subject(pipeline: Any, text: str) -> dict[str, Any]:
+def subject(pipeline: Any, text: str) -> dict[str, Any]:
     """The argument that says what to draw: a prompt, or the number (or name) of a class."""
     known = parameters(pipeline)
     if "prompt" in known:
@@ -70,8 +70,7 @@ def check(pipeline: Any, call: dict[str, Any], work: Work) -> None:
         if name in OURS:
             raise LookupError(f"a line of prompts may not set {name}; the options of dit-trace run do")
     for task in work.tasks:
-        subject = _subject(pipeline, task.text)
-        _needs(kind, known, {*subject, *call, *task.arguments, *OURS})
+        _needs(kind, known, {*subject(pipeline, task.text), *call, *task.arguments, *OURS})
         for picture in _pictures(pipeline, task.arguments).values():
             _check_picture(picture)
 

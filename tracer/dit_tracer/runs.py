@@ -11,10 +11,10 @@ from typing import Any
 from dit_formats.errors import ConflictError, PresentError
 from dit_formats.schema import Prompt, told_differences
 
-from dit_tracer.calls import check, generate, opened, parameters, varying
+from dit_tracer.calls import check, generate, opened, parameters, subject, varying
 from dit_tracer.models.schedulers import num_steps
 from dit_tracer.progress import progress
-from dit_tracer.recording.call import own_arguments
+from dit_tracer.recording.call import arguments, own_arguments
 from dit_tracer.recording.recorder import Recorder, existing_trace
 from dit_tracer.recording.settings import Sample, What
 from dit_tracer.work import Task, Work
@@ -64,18 +64,19 @@ def run(
     outcome = Outcome()
     with Recorder(pipeline, path, model, sample, before, num_prompts=len(work.tasks), what=what) as recorder:
         recorder.expect(varies, **call)
-        taken = recorder.indices
-        missing = [(i, task) for i, task in enumerate(work.tasks) if not recorder.has(task.text, task.seed)]
-        for task in work.tasks:
+        taken, missing = recorder.indices, []
+        for index, task in enumerate(work.tasks):
             if recorder.has(task.text, task.seed):
-                _refuse_other_arguments(recorder, pipeline, task, varies)
+                _refuse_other_arguments(recorder, pipeline, task, call, varies)
+            else:
+                missing.append((_free(index, taken, len(work.tasks)), task))
         outcome.present = len(work.tasks) - len(missing)
         for index, task in progress(f"tracing {model}", quiet)(missing):
             if (path / f"{Prompt(index, task.text, task.seed).stem}.h5").exists():
                 outcome.present += 1  # another run in this folder was faster
                 continue
             try:
-                with recorder.prompt(task.text, task.seed, None if index in taken else index, varies=varies):
+                with recorder.prompt(task.text, task.seed, index, varies=varies):
                     generate(pipeline, task, call)
                 outcome.traced += 1
             except PresentError:
@@ -89,10 +90,25 @@ def run(
     return outcome
 
 
-def _refuse_other_arguments(recorder: Recorder, pipeline: Any, task: Task, varies: tuple[str, ...]) -> None:
-    """A prompt that the trace holds must have been made with the arguments that are given with it now."""
+def _free(index: int, taken: set[int], count: int) -> int:
+    """The place of a task in the trace, by the list alone: two processes with one list agree on it."""
+    while index in taken:
+        index += count
+    return index
+
+
+def _refuse_other_arguments(
+    recorder: Recorder, pipeline: Any, task: Task, call: dict[str, Any], varies: tuple[str, ...]
+) -> None:
+    """A prompt that the trace holds must have been made with the arguments that it would be made with now."""
     held = recorder.own_arguments(task.text, task.seed)
-    asked = own_arguments(opened(pipeline, task.arguments), tuple(task.arguments))
+    if held is None:
+        return  # a trace of an older version does not say
+    try:
+        given = call | opened(pipeline, task.arguments) | subject(pipeline, task.text)
+    except ValueError as error:
+        raise LookupError(str(error)) from error
+    asked = own_arguments(arguments(pipeline, (), given), varies)
     told = told_differences(held, asked)
     if told:
         raise ConflictError(f"{recorder.path}: {task.text!r} was traced with other arguments ({told}); trace it apart")

@@ -78,13 +78,23 @@ def longest_text(pipeline: Any, networks: dict[str, Any], given: dict[str, Any])
     return known or max((length for length in lengths if length <= MAX_TEXT), default=0)
 
 
-def images_of(given: dict[str, Any]) -> int:
-    """How many images a call makes."""
-    each = given.get("num_images_per_prompt", given.get("num_videos_per_prompt"))
-    embeds = given.get("prompt_embeds")
-    prompts = len(embeds) if given.get("prompt") is None and isinstance(embeds, torch.Tensor) else 1
-    prompts = len(given["class_labels"]) if isinstance(given.get("class_labels"), (list, tuple)) else prompts
-    return prompts * (each if isinstance(each, int) else 1)
+def images_of(given: dict[str, Any], one_each: bool = False) -> int:
+    """How many images a call makes.
+
+    Args:
+        one_each: Whether the pipeline makes one of a prompt, whatever it is asked for.
+    """
+    names = ("num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt")
+    each = next((given[name] for name in names if isinstance(given.get(name), int)), 1)
+    several = given.get("prompt_embeds") if given.get("prompt") is None else None
+    several = given.get("class_labels", several)
+    return (1 if one_each else each) * (len(several) if hasattr(several, "__len__") else 1)
+
+
+def is_unguided(given: dict[str, Any]) -> bool:
+    """Whether the call says that there is no guidance."""
+    scale = given.get("true_cfg_scale", given.get("guidance_scale"))
+    return isinstance(scale, (int, float)) and scale <= 1
 
 
 def _is_plain(value: Any) -> bool:

@@ -42,6 +42,7 @@ class Clock:
         self.latents: Any = None
         self.images = 1
         """Images that the generation makes at once; a larger batch holds guidance halves."""
+        self.unguided = False
         self._timesteps: list[Any] = []
         self._given: dict[str, Any] = {}
         self._context: str | None = None
@@ -79,6 +80,16 @@ class Clock:
         if tokens not in self._parts:  # asked once a call: counting a mask makes a GPU wait
             self._parts[tokens] = family.parts(self._given, tokens)
         return self._parts[tokens]
+
+    def _refuse_doubt(self, latents: Any) -> None:
+        """Some pipelines make one video whatever they are asked for, and what looks like two is one in both halves."""
+        if len(latents) % 2 or self.step or self.unguided:
+            return
+        if _halves_alike(latents):
+            raise UnsupportedError(
+                "two images from one noise, or both guidance halves of one: that cannot be told apart; make one image "
+                "of a prompt at a time, or give each a noise of its own"
+            )
 
     def _on_step(self, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         timestep = self._step_signature.bind_partial(None, *args, **kwargs).arguments.get("timestep", float("nan"))
@@ -124,14 +135,21 @@ class Clock:
             alike = self.network == self._first[0] and _shapes(latents) == self._first[1]
             known = alike and self._calls < len(family.calls)
             return (family.calls[self._calls] if known else f"call{self._calls}",)
-        images = family.images or self.images
+        images = self.images
         if len(latents) % images:
             raise UnsupportedError(f"a batch of {len(latents)} for {images} images of a prompt; it is not known whose")
         parts = len(latents) // images
         if parts == 1:
+            self._refuse_doubt(latents)
             return family.calls[:1]
         unnamed = tuple(f"part{part}" for part in range(parts))
         return next(names for names in (*family.halves, *HALVES, unnamed) if len(names) == parts)
+
+
+def _halves_alike(latents: Any) -> bool:
+    half = len(latents) // 2
+    both = zip(latents[:half], latents[half:])
+    return all(isinstance(one, Tensor) and one.shape == other.shape and torch.equal(one, other) for one, other in both)
 
 
 def _shapes(latents: Any) -> list[Any]:

@@ -37,7 +37,7 @@ class Family:
         kinds: What is recorded by default beside K, V and A.
         tokens_first: Whether states between blocks are (token, batch, channel).
         text_tokens: Most tokens of a text, where the pipeline's call does not say.
-        images: How many images a call makes, whatever it is asked for; 0 where it does what it is asked.
+        one_image: Whether a call makes one image of a prompt, whatever it is asked for.
         channel_axis: Of the network's input and output, where it cannot be told by its length.
     """
 
@@ -53,7 +53,7 @@ class Family:
     kinds: tuple[str, ...] = ()
     tokens_first: bool = False
     text_tokens: int = 0
-    images: int = 0
+    one_image: bool = False
     channel_axis: int | None = None
 
     def type(self, path: str) -> str | None:
@@ -97,7 +97,7 @@ COND_FIRST = (("cond", "uncond"),)
 FAMILIES = {
     "AceStepTransformer1DModel": Family(halves=COND_FIRST),
     "AnyFlowTransformer3DModel": Family(channel_axis=2),
-    "CogVideoXTransformer3DModel": Family(images=1, channel_axis=2),
+    "CogVideoXTransformer3DModel": Family(one_image=True, channel_axis=2),
     "CosmosTransformer3DModel": Family(further="image"),
     "DiTTransformer2DModel": Family(halves=COND_FIRST),
     "ErnieImageTransformer2DModel": Family(

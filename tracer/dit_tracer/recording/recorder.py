@@ -20,14 +20,23 @@ from dit_formats.schema import Layer, Prompt, Run, Shard, told_differences
 from dit_formats.writer import clear_failure, write_failure, write_shard
 from numpy.typing import NDArray
 
-from dit_tracer.recording.call import arguments, call_settings, images_of, longest_text, own_arguments
+from dit_tracer.recording.call import arguments, call_settings, images_of, is_unguided, longest_text, own_arguments
 from dit_tracer.recording.capture import Capture
 from dit_tracer.recording.clock import Clock
 from dit_tracer.recording.generation import Generation, Places, shapes_of
 from dit_tracer.recording.meter import Meter
 from dit_tracer.recording.patching import around
-from dit_tracer.recording.settings import Sample, What, adapter_scales, describe, provenance, weights_now
-from dit_tracer.recording.sites import UnsupportedError, find_networks
+from dit_tracer.recording.settings import (
+    Sample,
+    What,
+    adapter_scales,
+    comparable,
+    describe,
+    guider_of,
+    provenance,
+    weights_now,
+)
+from dit_tracer.recording.sites import UnsupportedError, family_of, find_networks
 from dit_tracer.recording.stack import Stack
 
 
@@ -88,7 +97,7 @@ class Recorder:
         self._num_prompts = num_prompts
         self._what = what = what or What()
         self._networks = networks = find_networks(pipeline)
-        self._adapters, self._weights = _scales(networks), weights_now(networks)
+        self._adapters, self._weights = _scales(networks), weights_now(pipeline, networks)
         self._kinds = what.kinds_for(networks)
         self._clock = Clock(pipeline, networks)
         self._meter = Meter(self._clock, what)
@@ -145,10 +154,10 @@ class Recorder:
         """Places in the list of prompts that are taken."""
         return {prompt.index for prompt in self._keys.values()}
 
-    def own_arguments(self, text: str, seed: int = 0) -> dict[str, Any]:
-        """What the trace says that was given with this prompt alone."""
+    def own_arguments(self, text: str, seed: int = 0) -> dict[str, Any] | None:
+        """What the trace says that was given with this prompt alone; None if it does not say."""
         own = self._keys[text, seed, 0].arguments
-        return json.loads(own) if own else {}
+        return json.loads(own) if own else None
 
     @contextmanager
     def prompt(
@@ -189,6 +198,7 @@ class Recorder:
         finally:
             self._generation = None
             self._meter.stop()
+            self._capture.reset()
             if self._shape is None:  # nothing is in the trace yet that the next prompt would have to fit
                 self._places = Places(self._sample)
                 self._settings.pop("call", None)
@@ -204,7 +214,8 @@ class Recorder:
             self._accept_call(call_settings(given), self._varies)
             self._own = own_arguments(given, self._varies)
             self._places.text_tokens = longest_text(self._pipeline, self._networks, given)
-            self._clock.images = images_of(given)
+            self._clock.unguided = is_unguided(given)
+            self._clock.images = images_of(given, any(family_of(n).one_image for n in self._networks.values()))
         result = generate(*args, **kwargs)
         self._finished = not getattr(self._pipeline, "interrupt", False)
         return result
@@ -215,7 +226,8 @@ class Recorder:
             "the scheduler": self._pipeline.scheduler is not self._clock.scheduler,
             "the transformer": find_networks(self._pipeline) != self._networks,
             "the strength of an adapter": _scales(self._networks) != self._adapters,
-            "the weights or their precision": weights_now(self._networks) != self._weights,
+            "the weights or their precision": weights_now(self._pipeline, self._networks) != self._weights,
+            "the guider": guider_of(self._pipeline) != self._settings["guider"],
         }
         for what in (name for name, differs in changed.items() if differs):
             raise ConflictError(f"{what} changed after recording began; change that before, for a new trace")
@@ -251,7 +263,7 @@ class Recorder:
         run = Run(self._settings, provenance(self._num_prompts, str(device)))
         self.path.mkdir(parents=True, exist_ok=True)
         for image in range(generation.num_images):
-            own = json.dumps(self._own, ensure_ascii=False, sort_keys=True) if self._own else ""
+            own = json.dumps(self._own, ensure_ascii=False, sort_keys=True)
             one = Prompt(prompt.index + image, prompt.text, prompt.seed, image, own)
             streams = generation.streams(image, list(self._capture.fired), len(timesteps), self._places)
             write_shard(self.path, Shard(run, (one,), layers, timesteps, sigmas, streams))
@@ -267,7 +279,7 @@ class Recorder:
 
     def _refuse_other(self, found: dict[str, Any], asked: dict[str, Any]) -> None:
         """The trace at hand must have been made with the same settings."""
-        told = told_differences(found, asked)
+        told = told_differences(*comparable(found, asked))
         if told:
             raise ConflictError(f"{self.path}: made with other settings ({told}); trace into another folder")
 

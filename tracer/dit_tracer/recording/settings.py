@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import sys
 from collections.abc import Iterator
@@ -89,12 +90,8 @@ def describe(pipeline: Any, transformers: dict[str, Any], model: str, sample: Sa
             name: {"class": type(part).__name__, "config": _config(part), "weights": fingerprint(part)}
             for name, part in transformers.items()
         },
-        "parts": {
-            name: {"class": type(part).__name__, "weights": fingerprint(part)}
-            for name, part in sorted(getattr(pipeline, "components", {}).items())
-            if isinstance(part, torch.nn.Module) and name not in transformers
-        },
-        "guider": _guider(pipeline),
+        "parts": _parts(pipeline, transformers),
+        "guider": guider_of(pipeline),
         "scheduler": {"class": type(pipeline.scheduler).__name__, "config": _plain(pipeline.scheduler.config)},
         "dtype": str(_dtype(next(iter(transformers.values())))).removeprefix("torch."),
         "attention": "native",
@@ -102,12 +99,48 @@ def describe(pipeline: Any, transformers: dict[str, Any], model: str, sample: Sa
     }
 
 
-def weights_now(transformers: dict[str, Any]) -> dict[str, Any]:
-    """What `describe` says of the weights of the networks, at this moment."""
-    return {name: (fingerprint(part), str(_dtype(part))) for name, part in transformers.items()}
+def _parts(pipeline: Any, networks: dict[str, Any]) -> dict[str, Any]:
+    """The other networks of a pipeline that decide its numbers: not what only decodes or judges a finished picture."""
+    encodes = "image" in inspect.signature(type(pipeline).__call__).parameters
+    found = {}
+    for name, part in sorted(getattr(pipeline, "components", {}).items()):
+        if isinstance(part, torch.nn.Module) and name not in networks and name != "safety_checker":
+            if encodes or not name.startswith(("vae", "vocoder", "audio_vae")):
+                part = getattr(part, "_orig_mod", part)
+                found[name] = {
+                    "class": type(part).__name__,
+                    "dtype": str(getattr(part, "dtype", None)).removeprefix("torch."),
+                    "weights": fingerprint(part),
+                }
+    return found
 
 
-def _guider(pipeline: Any) -> dict[str, Any] | None:
+def weights_now(pipeline: Any, networks: dict[str, Any]) -> dict[str, Any]:
+    """What `describe` says of weights and their precision, at this moment."""
+    own = {name: (fingerprint(part), str(_dtype(part))) for name, part in networks.items()}
+    return own | _parts(pipeline, networks)
+
+
+def comparable(found: dict[str, Any], asked: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Both settings without what one of them does not know: parts that are not there, weights that are elsewhere."""
+    pair = json.loads(json.dumps([found, asked]))
+    for name in ("parts", "guider"):
+        if any(name not in one for one in (found, asked)):
+            for one in pair:
+                one.pop(name, None)
+    for group in ("parts", "transformers"):
+        old, new = (one.get(group) for one in pair)
+        if isinstance(old, dict) and isinstance(new, dict):
+            for name in {*old, *new} if group == "parts" else ():
+                if name not in old or name not in new:
+                    old.pop(name, None), new.pop(name, None)
+            for name in {*old} & {*new}:
+                if None in (old[name].get("weights"), new[name].get("weights")):
+                    old[name].pop("weights", None), new[name].pop("weights", None)
+    return pair[0], pair[1]
+
+
+def guider_of(pipeline: Any) -> dict[str, Any] | None:
     guider = getattr(pipeline, "guider", None)
     return None if guider is None else {"class": type(guider).__name__, "config": _config(guider)}
 
@@ -117,10 +150,10 @@ def fingerprint(module: Any) -> str | None:
 
     None where the weights are elsewhere just now, as sequential offloading and group offloading to disk keep them.
     """
-    weights = list(module.state_dict().values())
+    weights = [weight for weight in module.state_dict().values() if isinstance(weight, torch.Tensor)]
     if any(weight.is_meta for weight in weights) or _on_disk(module):
         return None
-    few = [_some_values(weight) for weight in weights if isinstance(weight, torch.Tensor)]
+    few = [torch.empty(0, dtype=torch.float64), *map(_some_values, weights)]
     found = hashlib.sha256(torch.cat(few).numpy().tobytes())
     found.update("".join((*adapter_scales(module), *_quantised(weights))).encode())
     return found.hexdigest()[:16]
