@@ -287,3 +287,59 @@ def test_pair_of_steps_that_never_came_is_an_error(tmp_path: Path) -> None:
     with dit_tracer.record(pipeline, tmp_path / "a", step_pairs=[(0, 30)]) as recorder:
         with pytest.raises(TraceError, match="0:30"), recorder.prompt("a"):
             generate(pipeline, "sd3")
+
+
+def test_same_lines_go_on_where_one_leaves_out_an_argument(tmp_path: Path) -> None:
+    source = lines(tmp_path / "p.jsonl", {"prompt": "a cat", "negative_prompt": "dog"}, {"prompt": "a fox"})
+    path = tmp_path / "a.trace"
+    for _ in range(2):
+        result = run("run", "tiny:pixart-alpha", "-p", source, "-o", path)
+        assert result.exit_code == 0, result.output
+    assert len(list(path.glob("*.h5"))) == 2
+
+
+def test_parts_that_are_elsewhere_or_compiled_are_no_other_parts(tmp_path: Path) -> None:
+    pipeline = tiny.build("sd3")
+    with dit_tracer.record(pipeline, tmp_path / "a") as recorder, recorder.prompt("a"):
+        generate(pipeline, "sd3")
+    pipeline = tiny.build("sd3")
+    pipeline.text_encoder = torch.compile(pipeline.text_encoder, backend="eager")
+    pipeline.vae.to(torch.float16)
+    pipeline.register_modules(text_encoder_3=None)
+    pipeline.safety_checker = nn.Identity()
+    dit_tracer.record(pipeline, tmp_path / "a")
+
+
+def test_part_that_changes_while_recording_is_refused(tmp_path: Path) -> None:
+    pipeline = tiny.build("sd3")
+    with dit_tracer.record(pipeline, tmp_path / "a") as recorder:
+        with recorder.prompt("a"):
+            generate(pipeline, "sd3")
+        with torch.no_grad():
+            for weight in pipeline.text_encoder_3.parameters():
+                weight *= 1.5
+        with pytest.raises(ConflictError, match="the weights or their precision changed"), recorder.prompt("b"):
+            generate(pipeline, "sd3")
+
+
+def test_attention_after_a_failed_prompt_is_nobodys(tmp_path: Path) -> None:
+    pipeline = tiny.build("sd3")
+    block = pipeline.transformer.transformer_blocks[1]
+    with dit_tracer.record(pipeline, tmp_path / "a") as recorder:
+        hook = block.register_forward_pre_hook(lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError), recorder.prompt("a"):
+            generate(pipeline, "sd3")
+        hook.remove()
+        x = torch.randn(1, 2, 4, 8)
+        nn.functional.scaled_dot_product_attention(x, x, x)
+
+
+def test_two_processes_with_one_list_write_every_prompt_once(tmp_path: Path) -> None:
+    """Their places follow from the list alone, however late the one begins."""
+    from dit_tracer.runs import _free
+
+    taken = {0, 1, 2, 3, 4, 5}
+    first = [_free(index, taken, 18) for index in range(6, 18)]
+    late = [_free(index, taken | set(first[:5]), 18) for index in range(11, 18)]
+    assert first == list(range(6, 18)) and late == first[5:]
+    assert _free(2, taken, 18) == 20

@@ -139,6 +139,7 @@ def dit() -> Any:
 def test_class_conditional_pipeline_takes_numbers_and_names(tmp_path: Path) -> None:
     pipeline = dit()
     assert trace(pipeline, plan([Request("1"), Request("0")], [0]), tmp_path / "t") == Outcome(traced=2)
+    assert trace(pipeline, plan([Request("1"), Request("0")], [0]), tmp_path / "t") == Outcome(present=2)
     assert trace(pipeline, plan([Request("goldfish")], [0]), tmp_path / "t") == Outcome(traced=1)
     found = sums(tmp_path / "t")
     assert np.array_equal(found["1", 0], found["goldfish", 0], equal_nan=True)
