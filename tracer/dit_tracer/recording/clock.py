@@ -135,10 +135,10 @@ class Clock:
             alike = self.network == self._first[0] and _shapes(latents) == self._first[1]
             known = alike and self._calls < len(family.calls)
             return (family.calls[self._calls] if known else f"call{self._calls}",)
-        images = self.images
-        if len(latents) % images:
-            raise UnsupportedError(f"a batch of {len(latents)} for {images} images of a prompt; it is not known whose")
-        parts = len(latents) // images
+        if len(latents) % self.images:
+            what = f"a batch of {len(latents)} for {self.images} images of a prompt"
+            raise UnsupportedError(f"{what}; it is not known whose")
+        parts = len(latents) // self.images
         if parts == 1:
             self._refuse_doubt(latents)
             return family.calls[:1]

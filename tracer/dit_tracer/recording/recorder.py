@@ -33,8 +33,8 @@ from dit_tracer.recording.settings import (
     comparable,
     describe,
     guider_of,
+    networks_now,
     provenance,
-    weights_now,
 )
 from dit_tracer.recording.sites import UnsupportedError, family_of, find_networks
 from dit_tracer.recording.stack import Stack
@@ -97,7 +97,7 @@ class Recorder:
         self._num_prompts = num_prompts
         self._what = what = what or What()
         self._networks = networks = find_networks(pipeline)
-        self._adapters, self._weights = _scales(networks), weights_now(pipeline, networks)
+        self._adapters = _scales(networks)
         self._kinds = what.kinds_for(networks)
         self._clock = Clock(pipeline, networks)
         self._meter = Meter(self._clock, what)
@@ -222,11 +222,12 @@ class Recorder:
 
     def _refuse_changes(self) -> None:
         """What was looked at when recording began must still be there."""
+        now = networks_now(self._pipeline, self._networks)
         changed = {
             "the scheduler": self._pipeline.scheduler is not self._clock.scheduler,
             "the transformer": find_networks(self._pipeline) != self._networks,
             "the strength of an adapter": _scales(self._networks) != self._adapters,
-            "the weights or their precision": weights_now(self._pipeline, self._networks) != self._weights,
+            "the weights or their precision": any(self._settings[name] != value for name, value in now.items()),
             "the guider": guider_of(self._pipeline) != self._settings["guider"],
         }
         for what in (name for name, differs in changed.items() if differs):

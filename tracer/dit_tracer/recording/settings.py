@@ -86,14 +86,9 @@ def describe(pipeline: Any, transformers: dict[str, Any], model: str, sample: Sa
     return {
         "model": model,
         "pipeline": type(pipeline).__name__,
-        "transformers": {
-            name: {"class": type(part).__name__, "config": _config(part), "weights": fingerprint(part)}
-            for name, part in transformers.items()
-        },
-        "parts": _parts(pipeline, transformers),
+        **networks_now(pipeline, transformers),
         "guider": guider_of(pipeline),
         "scheduler": {"class": type(pipeline.scheduler).__name__, "config": _plain(pipeline.scheduler.config)},
-        "dtype": str(_dtype(next(iter(transformers.values())))).removeprefix("torch."),
         "attention": "native",
         "sample": {"rule": RULE, "latent": sample.latent, "text": sample.text, "seed": sample.seed},
     }
@@ -115,10 +110,16 @@ def _parts(pipeline: Any, networks: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def weights_now(pipeline: Any, networks: dict[str, Any]) -> dict[str, Any]:
-    """What `describe` says of weights and their precision, at this moment."""
-    own = {name: (fingerprint(part), str(_dtype(part))) for name, part in networks.items()}
-    return own | _parts(pipeline, networks)
+def networks_now(pipeline: Any, networks: dict[str, Any]) -> dict[str, Any]:
+    """What a pipeline's networks, their weights and their precision are at this moment."""
+    return {
+        "transformers": {
+            name: {"class": type(part).__name__, "config": _config(part), "weights": fingerprint(part)}
+            for name, part in networks.items()
+        },
+        "parts": _parts(pipeline, networks),
+        "dtype": "+".join(dict.fromkeys(str(_dtype(part)).removeprefix("torch.") for part in networks.values())),
+    }
 
 
 def comparable(found: dict[str, Any], asked: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
