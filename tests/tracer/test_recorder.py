@@ -127,7 +127,7 @@ def test_batched_guidance_is_split_into_branches(pixart: Any, tmp_path: Path) ->
         uncond, cond = seen[step].double()
         assert np.array_equal(kept(samples[0], step), cond.flatten())
         assert np.array_equal(kept(samples[1], step), uncond.flatten())
-        np.testing.assert_allclose(sums[:, step], [cond.abs().sum(), uncond.abs().sum()], rtol=1e-9)
+        np.testing.assert_allclose(sums[:, step], [cond.abs().sum(), uncond.abs().sum()], rtol=2e-7)
 
 
 def test_model_without_guidance_has_cond_alone(pixart: Any, tmp_path: Path) -> None:
@@ -230,8 +230,9 @@ def test_prompt_that_another_process_traced_meanwhile_is_left_to_it(flux: Any, t
         flux.generate(0, num_inference_steps=2)
     (shard,) = path.iterdir()
     before = shard.read_bytes()
-    with other, pytest.raises(PresentError), other.prompt("a"):
+    with other, other.prompt("a"):
         flux.generate(0, num_inference_steps=2)
+    assert other.beaten == 1
     assert [file.read_bytes() for file in path.iterdir()] == [before]
 
 

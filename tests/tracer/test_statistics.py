@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from dit_tracer.recording import chunked
 from dit_tracer.recording.history import History
 from dit_tracer.recording.statistics import step_sums, transition_sums
 
@@ -45,10 +46,60 @@ def test_non_finite_elements_are_left_out_and_counted(bad: float) -> None:
     assert torch.equal(sums[0], whole[0][0]) and torch.equal(pair[2], whole[1][2])
 
 
-def test_history_gives_the_step_before_and_nothing_else() -> None:
-    history, (x, y) = History(), tensors()
+LAYOUTS = {
+    "as it lies": lambda t: t,
+    "heads apart": lambda t: t.transpose(2, 3),
+    "part of the tokens": lambda t: t.narrow(3, 10, 20),
+    "part of the tokens, heads apart": lambda t: t.transpose(2, 3).narrow(2, 10, 20),
+    "every other token": lambda t: t[:, :, :, ::2],
+    "one element": lambda t: t[:1, :, :1, :1, :1],
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_fast_sums_are_the_plain_ones(
+    layout: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chunked, "CHUNK", 256)  # so that these tensors have several pieces
+    previous, current = (LAYOUTS[layout](t) for t in tensors(dtype))
+    for before in (previous, previous.contiguous()):
+        sums, changes = chunked.measure(current, before)
+        torch.testing.assert_close(sums, step_sums(current), rtol=2e-7, atol=0)
+        torch.testing.assert_close(changes, transition_sums(before, current), rtol=2e-7, atol=1e-5)
+    alone, none = chunked.measure(current, None)
+    torch.testing.assert_close(alone, sums, rtol=2e-7, atol=0)
+    assert none is None
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_fast_sums_leave_out_what_is_not_finite(bad: float) -> None:
+    previous, current = tensors()
+    current[1, 0, 2, 7, 3], previous[2, 0, 0, 0, 0] = bad, bad
+    sums, changes = chunked.measure(current, previous)
+    torch.testing.assert_close(sums, step_sums(current), rtol=2e-7, atol=0)
+    torch.testing.assert_close(changes, transition_sums(previous, current), rtol=2e-7, atol=1e-5)
+    assert sums[:, 4].tolist() == [0, 1, 0] and changes[:, 3].tolist() == [1200, 1199, 1199]
+
+
+def test_large_tensors_are_summed_without_loss() -> None:
+    """BLAS would be 1e-6 off here, and 1 - cosine of neighbouring steps may be smaller than that."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, 1, 1, 4000, 256, generator=generator).bfloat16()
+    y = (x.float() * 1.01).bfloat16()
+    sums, changes = chunked.measure(y, x)
+    x8, y8 = x.double(), y.double()
+    assert sums[0, :2].tolist() == pytest.approx([y8.abs().sum().item(), (y8**2).sum().item()], rel=1e-7)
+    expected = [(y8 - x8).abs().sum(), ((y8 - x8) ** 2).sum(), (x8 * y8).sum()]
+    assert changes[0, :3].tolist() == pytest.approx([value.item() for value in expected], rel=1e-7)
+
+
+@pytest.mark.parametrize("previous", ["device", "host"])
+def test_history_gives_the_step_before_and_nothing_else(previous: str) -> None:
+    history, (x, y) = History(previous), tensors()
     assert history.swap("k", 0, x) is None
-    assert torch.equal(history.swap("k", 1, y), x)
+    before, now = history.swap("k", 1, y)
+    assert torch.equal(before, x) and now is y
     assert history.swap("v", 1, y) is None
     assert history.swap("k", 3, x) is None, "step 2 is missing"
 
@@ -57,7 +108,7 @@ def test_history_keeps_by_reference_from_the_second_step() -> None:
     history, (x, y) = History(), tensors()
     history.swap("k", 0, x)
     history.swap("k", 1, y)
-    assert history.swap("k", 2, x).data_ptr() == y.data_ptr()
+    assert history.swap("k", 2, x)[0].data_ptr() == y.data_ptr()
 
 
 def test_history_survives_a_model_that_writes_into_its_activations() -> None:
@@ -67,7 +118,7 @@ def test_history_survives_a_model_that_writes_into_its_activations() -> None:
         previous = history.swap("k", step, x)
         x.mul_(100)
         if step:
-            assert previous.tolist() == [step - 1] * 3
+            assert previous[0].tolist() == [step - 1] * 3
 
 
 def test_history_refuses_a_late_change_in_place() -> None:
@@ -80,6 +131,36 @@ def test_history_refuses_a_late_change_in_place() -> None:
         history.swap("k", 2, torch.zeros(3))
 
 
+def test_host_keeps_copies_in_the_same_memory() -> None:
+    history, (x, y) = History("host"), tensors()
+    history.swap("k", 0, x)
+    kept = history.at("k", 0)
+    before, _ = history.swap("k", 1, y)
+    assert history.at("k", 1).data_ptr() == kept.data_ptr() != y.data_ptr()
+    assert torch.equal(before, x) and torch.equal(history.at("k", 1), y)
+
+
+def test_subset_compares_the_same_elements_at_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dit_tracer.recording.history.HELD", 500)
+    history = History("subset")
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 1, 4, 50, 6, generator=generator)
+    history.swap("k", 0, x)
+    for step, other in ((1, x + 3), (2, (x + 4).transpose(2, 3).contiguous().transpose(2, 3))):
+        before, now = history.swap("k", step, other)
+        assert before.shape == now.shape == (2, 500)
+        assert torch.allclose(now - before, torch.tensor(3.0 if step == 1 else 1.0), atol=1e-6)
+    assert history.at("k", 2) is None, "there is no whole activation"
+
+
+def test_subset_of_a_small_activation_is_all_of_it() -> None:
+    history, (x, y) = History("subset"), tensors()
+    history.swap("k", 0, x)
+    before, now = history.swap("k", 1, y)
+    assert sorted(before[1].tolist()) == sorted(x[1].flatten().tolist())
+    torch.testing.assert_close(transition_sums(before, now), transition_sums(x, y))
+
+
 def test_history_works_in_inference_mode() -> None:
     history = History()
     with torch.inference_mode():
@@ -87,4 +168,4 @@ def test_history_works_in_inference_mode() -> None:
             x = torch.full((3,), float(step))
             previous = history.swap("k", step, x)
             x.mul_(100)
-    assert previous.tolist() == [1, 1, 1]
+    assert previous[0].tolist() == [1, 1, 1]

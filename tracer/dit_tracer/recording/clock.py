@@ -31,11 +31,13 @@ class Clock:
         self._names = {network: name for name, network in networks.items()}
         self._parameters = {n: list(inspect.signature(type(n).forward).parameters)[1:] for n in networks.values()}
         self._undo = ExitStack()
+        self.on_step: Callable[[], None] | None = None
+        """Called when a step has ended."""
         self.reset()
 
     def reset(self) -> None:
         """Back to the first step of a new generation."""
-        self.sigmas: list[float] = []
+        self._levels: list[Callable[[], float]] = []
         self.network = ""
         self.branches: tuple[str, ...] = ()
         self.batch = 0
@@ -57,6 +59,11 @@ class Clock:
     def timesteps(self) -> list[float]:
         """Timestep of every step that was made; read when they are done, for it makes a GPU wait."""
         return [float(torch.as_tensor(t).flatten()[0]) for t in self._timesteps]
+
+    @property
+    def sigmas(self) -> list[float]:
+        """Noise level of every step that was made; read when they are done."""
+        return [level() for level in self._levels]
 
     def __enter__(self) -> Clock:
         self.scheduler = scheduler = self._pipeline.scheduler
@@ -96,9 +103,12 @@ class Clock:
         result = step(*args, **kwargs)
         if not self._calls:
             return result  # Cosmos asks twice what comes of one prediction
-        self.sigmas.append(noise_level(self.scheduler, timestep))
-        self._timesteps.append(timestep.clone() if isinstance(timestep, Tensor) else timestep)
+        timestep = timestep.clone() if isinstance(timestep, Tensor) else timestep
+        self._levels.append(noise_level(self.scheduler, timestep))
+        self._timesteps.append(timestep)
         self._calls = 0
+        if self.on_step is not None:
+            self.on_step()
         return result
 
     @contextmanager
@@ -157,17 +167,22 @@ def _shapes(latents: Any) -> list[Any]:
     return [_shapes(one) if isinstance(one, (list, tuple)) else getattr(one, "shape", None) for one in latents]
 
 
-def noise_level(scheduler: Any, timestep: Any) -> float:
-    """Sigma of the step that the scheduler has just made.
+def noise_level(scheduler: Any, timestep: Any) -> Callable[[], float]:
+    """Gives the sigma of the step that the scheduler has just made, when asked; looking at once would make a GPU wait.
 
     The flow's noise level, or sqrt((1 - a) / a) with a the cumulative alpha, infinite where nothing of the signal is
     left; NaN where a scheduler tells neither.
     """
     sigmas, index = getattr(scheduler, "sigmas", None), getattr(scheduler, "step_index", None)
     if sigmas is not None and index is not None:
-        return float(sigmas[index - 1])
+        sigma = sigmas[index - 1]
+        return lambda: float(sigma)
     alphas = getattr(scheduler, "alphas_cumprod", None)
     if alphas is None:
-        return float("nan")
-    alpha = float(alphas[int(timestep)])
-    return ((1 - alpha) / alpha) ** 0.5 if alpha else float("inf")
+        return lambda: float("nan")
+
+    def of_alpha() -> float:
+        alpha = float(alphas[int(timestep)])
+        return ((1 - alpha) / alpha) ** 0.5 if alpha else float("inf")
+
+    return of_alpha

@@ -10,35 +10,47 @@ import torch
 from dit_formats.errors import ConflictError
 from dit_formats.reader import Trace
 from dit_formats.schema import STACK, STACK_STATISTICS, STEP_STATISTICS, TRANSITION_STATISTICS, StreamData
+from numpy.typing import NDArray
 from torch import Tensor
 
+from dit_tracer.recording.picking import offsets, picked
 from dit_tracer.recording.sampling import Positions, positions
 from dit_tracer.recording.settings import Sample
 from dit_tracer.recording.stack import SITES
+from dit_tracer.recording.transfer import Arrival, Transfer
 
 Key = tuple[str, str, str]
 """Stream, kind and layer."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Place:
     """Which positions are kept of an activation, and how to pick them.
 
     Args:
-        index: Fold, head, token within the fold, channel within the head, on the activation's device.
+        index: Fold, head, token within the fold, channel within the head.
         last_token: The largest of those tokens.
     """
 
     positions: Positions
     index: tuple[Tensor, ...]
     last_token: int
+    _offsets: dict[Any, Tensor] = field(default_factory=dict)
 
     def pick(self, grouped: Tensor) -> Tensor:
         """Values at the positions, (group, position); NaN for tokens that this activation does not have."""
-        fold, head, token, channel = self.index
-        tokens = grouped.shape[3]
-        values = grouped[:, fold, head, token.clamp(max=tokens - 1), channel]
-        return values if self.last_token < tokens else values.where(token < tokens, torch.nan)
+        token, tokens = self.index[2], grouped.shape[3]
+        values = picked(grouped, self._at(grouped))
+        return values if self.last_token < tokens else values.where((token < tokens).to(values.device), torch.nan)
+
+    def _at(self, grouped: Tensor) -> Tensor:
+        """Where the values lie, counted from the first element; worked out once for each layout."""
+        layout = grouped.device, grouped.shape, grouped.stride()
+        if layout not in self._offsets:
+            fold, head, token, channel = self.index
+            axes = fold, head, token.clamp(max=grouped.shape[3] - 1), channel
+            self._offsets[layout] = offsets(grouped, axes)
+        return self._offsets[layout]
 
 
 class Places:
@@ -55,6 +67,7 @@ class Places:
         self._sample = sample
         self._places: dict[Key, Place] = {}
         self._shapes = dict(shapes or {})
+        self._arrays: dict[Any, dict[str, Any]] = {}
         self.text_tokens = text_tokens
 
     def __call__(self, key: Key, grouped: Tensor) -> Place:
@@ -79,12 +92,18 @@ class Places:
             chosen = positions(*known, self._sample.size(stream), self._sample.seed, *key)
             fold, token = np.divmod(chosen.token, room)
             head, channel = np.divmod(chosen.channel, width)
-            index = tuple(torch.from_numpy(axis).to(grouped.device) for axis in (fold, head, token, channel))
+            index = tuple(torch.from_numpy(axis) for axis in (fold, head, token, channel))
             self._places[key] = Place(chosen, index, int(token.max(initial=0)))
         return self._places[key]
 
     def arrays(self, stream: str, kinds: tuple[str, ...], layers: list[str]) -> dict[str, Any]:
         """The arrays of a stream that are the same for all prompts."""
+        known = stream, kinds, tuple(layers), len(self._places)
+        if known not in self._arrays:
+            self._arrays[known] = self._made(stream, kinds, layers)
+        return self._arrays[known]
+
+    def _made(self, stream: str, kinds: tuple[str, ...], layers: list[str]) -> dict[str, Any]:
         ours = {key: place for key, place in self._places.items() if key[0] == stream}
         cell = len(kinds), len(layers)
         n = max(len(place.positions.token) for place in ours.values())
@@ -103,15 +122,50 @@ class Places:
         return arrays
 
 
+@dataclass(frozen=True)
+class Row:
+    """The part of a result that belongs to one branch: rows from `start` on, one for each image."""
+
+    result: Arrival
+    start: int
+
+    def tensor(self, image: int) -> Tensor:
+        return self.result.tensor()[self.start + image]
+
+
 @dataclass
 class Series:
-    """Rows of one activation in one branch: samples and sums by step, (image, ...); products by pair of steps."""
+    """Rows of one activation in one branch: samples and sums by step, products by pair of steps."""
 
     dtype: torch.dtype
-    samples: dict[int, Tensor] = field(default_factory=dict)
-    step_sums: dict[int, Tensor] = field(default_factory=dict)
-    transition_sums: dict[int, Tensor] = field(default_factory=dict)
-    pair_products: dict[int, Tensor] = field(default_factory=dict)
+    samples: dict[int, Row] = field(default_factory=dict)
+    step_sums: dict[int, Row] = field(default_factory=dict)
+    transition_sums: dict[int, Row] = field(default_factory=dict)
+    pair_products: dict[int, Row] = field(default_factory=dict)
+
+
+class Samples:
+    """Samples of one image, (prompt, branch, kind, layer, position, step), put together a layer at a time."""
+
+    dtype = np.dtype("f4")
+
+    def __init__(self, shape: tuple[int, ...], rows: dict[tuple[int, ...], dict[int, Row]], image: int) -> None:
+        self.shape = shape
+        self._rows = rows
+        self._image = image
+
+    def __getitem__(self, at: tuple[int, ...]) -> NDArray[np.float32]:
+        """(position, step) of one prompt, branch, kind and layer."""
+        found = np.full(self.shape[-2:], np.nan, "f4")
+        rows = self._rows.get(at[1:])
+        if rows:
+            kept = _numpy(rows, self._image)
+            found[: len(kept), list(rows)] = kept
+        return found
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[np.float32]:
+        """All of it."""
+        return np.stack([self[at] for at in np.ndindex(self.shape[:-2])]).reshape(self.shape)
 
 
 class Generation:
@@ -121,20 +175,39 @@ class Generation:
         self._kinds = kinds
         self._step_pairs = step_pairs
         self._series: dict[tuple[Key, str], Series] = {}
-        self._products: dict[tuple[Key, str], dict[int, Tensor]] = {}
+        self._products: dict[tuple[Key, str], dict[int, Row]] = {}
+        self._transfer = Transfer()
+        self.nbytes = 0
+        self.num_images = 0
+        """How many images are made at once; 0 if nothing was recorded."""
+
+    def send(self, result: Tensor) -> Arrival:
+        """Have a result brought to the host."""
+        self.nbytes += result.nbytes
+        return self._transfer.send(result)
+
+    def flush(self) -> None:
+        """Send what waits; a step has ended."""
+        self._transfer.flush()
 
     def series(self, key: Key, branch: str, dtype: torch.dtype) -> Series:
         return self._series.setdefault((key, branch), Series(dtype))
 
-    def branch_products(self, key: Key, pair: str) -> dict[int, Tensor]:
-        """Products of two branches by step, (image)."""
+    def branch_products(self, key: Key, pair: str) -> dict[int, Row]:
+        """Products of two branches by step."""
         return self._products.setdefault((key, pair), {})
 
-    @property
-    def num_images(self) -> int:
-        """How many images were made at once; 0 if nothing was recorded."""
-        series = next(iter(self._series.values()), None)
-        return len(next(iter(series.step_sums.values()))) if series else 0
+    def nonfinite(self, stream: str, layer: str = "") -> tuple[int, str] | None:
+        """Step and layer of the first elements that are not finite; None if all are, or nothing was recorded."""
+        column = STEP_STATISTICS.index("nonfinite")
+        found = [
+            (step, owner)
+            for ((one, _, owner), _), series in self._series.items()
+            if one == stream and layer in ("", owner)
+            for step, row in series.step_sums.items()
+            if row.result.tensor()[:, column].any()
+        ]
+        return min(found, key=lambda at: at[0], default=None)
 
     def streams(self, image: int, layers: list[str], steps: int, places: Places) -> dict[str, StreamData]:
         """Everything recorded of one image."""
@@ -169,7 +242,8 @@ class Generation:
         cell = len(branches), len(kinds), len(layers)
         pairs = sorted({pair for _, pair in self._products})
         changes = STACK_STATISTICS if sites else TRANSITION_STATISTICS
-        samples = np.full((*cell, geometry["token"].shape[-1], steps), np.nan, "f4")
+        shape = 1, *cell, geometry["token"].shape[-1], steps
+        samples: dict[tuple[int, ...], dict[int, Row]] = {}
         step_sums = np.full((*cell, len(STEP_STATISTICS), steps), np.nan)
         transition_sums = np.full((*cell, len(changes), steps - 1), np.nan)
         pair_products = np.full((*cell, len(self._step_pairs)), np.nan)
@@ -180,8 +254,7 @@ class Generation:
             if owner != stream:
                 continue
             at = branches.index(branch), kinds.index(kind), layers.index(layer)
-            kept = _numpy(series.samples, image)
-            samples[at][: len(kept), list(series.samples)] = kept
+            samples[at] = series.samples
             step_sums[at][:, list(series.step_sums)] = _numpy(series.step_sums, image)
             if series.transition_sums:
                 transition_sums[at][:, list(series.transition_sums)] = _numpy(series.transition_sums, image)
@@ -194,7 +267,7 @@ class Generation:
                 at = pairs.index(pair), kinds.index(kind), layers.index(layer)
                 branch_products[at][list(rows)] = _numpy(rows, image)
         arrays = {
-            "samples": samples[None],
+            "samples": Samples(shape, samples, image),
             "step_sums": step_sums[None],
             "transition_sums": transition_sums[None],
             "recorded": recorded,
@@ -220,7 +293,7 @@ def shapes_of(trace: Trace) -> dict[Key, tuple[int, int]]:
     return shapes
 
 
-def _numpy(rows: dict[int, Tensor], image: int) -> Any:
+def _numpy(rows: dict[int, Row], image: int) -> Any:
     """The rows of one image, steps last; bfloat16 and float16 become float32 without loss."""
-    stacked = torch.stack([row[image] for row in rows.values()], dim=-1)
-    return (stacked if stacked.dtype == torch.float64 else stacked.float()).cpu().numpy()
+    stacked = torch.stack([row.tensor(image) for row in rows.values()], dim=-1)
+    return (stacked if stacked.dtype == torch.float64 else stacked.float()).numpy()

@@ -8,12 +8,13 @@ import torch
 from dit_formats.schema import STACK
 from torch import Tensor
 
+from dit_tracer.recording import chunked, fused, statistics
 from dit_tracer.recording.clock import Clock
-from dit_tracer.recording.generation import Generation, Key, Places, Series
+from dit_tracer.recording.generation import Generation, Key, Places, Row, Series
 from dit_tracer.recording.history import History
 from dit_tracer.recording.settings import What
 from dit_tracer.recording.sites import UnsupportedError
-from dit_tracer.recording.statistics import norm_ratios, products, step_sums, transition_sums
+from dit_tracer.recording.statistics import norm_ratios, products, token_norms
 
 
 class Meter:
@@ -25,7 +26,8 @@ class Meter:
     def __init__(self, clock: Clock, what: What) -> None:
         self._clock = clock
         self._what = what
-        self._history = History()
+        self._history = History(what.previous)
+        self._norms: dict[Any, tuple[int, Tensor]] = {}
         self._anchors: dict[Any, Tensor] = {}
         self._generation: Generation | None = None
 
@@ -35,6 +37,7 @@ class Meter:
     def stop(self) -> None:
         self._generation = None
         self._history.clear()
+        self._norms.clear()
         self._anchors.clear()
 
     def on_state(self, site: str, tensor: Tensor) -> None:
@@ -52,20 +55,30 @@ class Meter:
         x = _grouped(tensor.detach(), self._clock.batch)
         missing = None if lengths is None else _missing(x, lengths)
         place = (key, branches, self._clock.network if stream == STACK else "")  # two networks have nothing to compare
-        previous = self._history.swap(place, step, x)
-        sums, sample = step_sums(x, missing), self._places(key, x).pick(x)
-        changes = transition_sums(previous, x) if previous is not None else None
-        if changes is not None and stream == STACK:
-            changes = torch.cat([changes, norm_ratios(previous, x)], dim=1)
-        images = len(x) // len(branches)
-        for place, one in enumerate(series):
-            part = slice(place * images, (place + 1) * images)
-            one.step_sums[step], one.samples[step] = sums[part], sample[part]
-            if changes is not None:
-                one.transition_sums[step - 1] = changes[part]
-            self._multiply_steps(one, (key, branches[place]), step, x[part])
+        sums, changes = _measured(x, self._history.swap(place, step, x), missing)
+        if stream == STACK:
+            changes = self._with_ratios(place, step, x, changes)
+        send, images = self._generation.send, len(x) // len(branches)
+        self._generation.num_images = images
+        results = send(sums), send(self._places(key, x).pick(x)), None if changes is None else send(changes)
+        for order, one in enumerate(series):
+            of_step, sample, of_transition = (None if r is None else Row(r, order * images) for r in results)
+            one.step_sums[step], one.samples[step] = of_step, sample
+            if of_transition is not None:
+                one.transition_sums[step - 1] = of_transition
+            if self._what.step_pairs:
+                part = x[order * images :][:images]
+                self._multiply_steps(one, (key, branches[order]), step, part)
         if self._what.halves:
             self._multiply_halves(key, step, branches, x)
+
+    def _with_ratios(self, place: Any, step: int, x: Tensor, changes: Tensor | None) -> Tensor | None:
+        """The stack's transition sums, which have two columns more."""
+        before, norms = self._norms.get(place), token_norms(x)
+        self._norms[place] = step, norms
+        if changes is None or before is None or before[0] != step - 1:
+            return changes
+        return torch.cat([changes, norm_ratios(before[1], norms)], dim=1)
 
     def _multiply_halves(self, key: Key, step: int, branches: tuple[str, ...], x: Tensor) -> None:
         """Products of cond and uncond, which come in one batch or one after the other."""
@@ -78,17 +91,30 @@ class Meter:
         else:
             return
         if uncond is not None and uncond.shape == cond.shape:
-            self._generation.branch_products(key, "cond|uncond")[step] = products(cond, uncond)
+            found = self._generation.send(products(cond, uncond.to(cond.device)))
+            self._generation.branch_products(key, "cond|uncond")[step] = Row(found, 0)
 
     def _multiply_steps(self, series: Series, place: Any, step: int, x: Tensor) -> None:
         """Products with the steps that were asked for; those are kept until they are no longer needed."""
         for row, (first, second) in enumerate(self._what.step_pairs):
             if step == second and (place, first) in self._anchors:
-                series.pair_products[row] = products(self._anchors[place, first], x)
+                series.pair_products[row] = Row(self._generation.send(products(self._anchors[place, first], x)), 0)
                 if all(other <= step for one, other in self._what.step_pairs if one == first):
                     del self._anchors[place, first]
         if any(step == first for first, _ in self._what.step_pairs):
             self._anchors[place, step] = x.clone()
+
+
+def _measured(
+    x: Tensor, pair: tuple[Tensor, Tensor] | None, missing: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """Step sums of an activation, and the transition sums of a pair of which the second is x, or a part of it."""
+    if missing is not None:
+        return statistics.step_sums(x, missing), None if pair is None else statistics.transition_sums(*pair)
+    fast = chunked if x.device.type == "cpu" else fused if fused.usable(x.device) else statistics
+    if pair is None or pair[1] is x:
+        return fast.measure(x, None if pair is None else pair[0])
+    return fast.measure(x, None)[0], fast.measure(pair[1], pair[0])[1]
 
 
 def _missing(x: Tensor, lengths: list[int]) -> Tensor:

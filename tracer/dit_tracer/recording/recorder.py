@@ -16,7 +16,7 @@ import numpy as np
 from dit_formats.console import plural
 from dit_formats.errors import ConflictError, PresentError, TraceError
 from dit_formats.reader import Trace, open_trace, shard_paths
-from dit_formats.schema import Layer, Prompt, Run, Shard, told_differences
+from dit_formats.schema import STACK, Layer, Prompt, Run, Shard, told_differences
 from dit_formats.writer import clear_failure, write_failure, write_shard
 from numpy.typing import NDArray
 
@@ -38,6 +38,7 @@ from dit_tracer.recording.settings import (
 )
 from dit_tracer.recording.sites import UnsupportedError, family_of, find_networks
 from dit_tracer.recording.stack import Stack
+from dit_tracer.recording.writing import Background
 
 
 def record(
@@ -74,8 +75,15 @@ def record(
     return Recorder(pipeline, Path(path), name, sample or Sample(), existing_trace(Path(path)), what=what)
 
 
+class NonFiniteError(RuntimeError):
+    """A generation whose predictions are not finite; there is nothing to measure in it."""
+
+
 class Recorder:
     """Records generations of a pipeline; made by `record`.
+
+    Shards are written in the background. What goes wrong there is raised by the next `prompt`, or by the end of the
+    `with` block, which waits until everything is written.
 
     Args:
         before: The trace that is at `path` already, as `existing_trace` gives it.
@@ -100,6 +108,8 @@ class Recorder:
         self._adapters = _scales(networks)
         self._kinds = what.kinds_for(networks)
         self._clock = Clock(pipeline, networks)
+        self._clock.on_step = self._on_step
+        self._writer = Background()
         self._meter = Meter(self._clock, what)
         self._capture = Capture(networks, self._clock, self._meter.on_activation, self._kinds, what.attention)
         stack = functools.partial(Stack, networks, self._capture, self._clock, self._meter.on_state, what.boundaries)
@@ -132,7 +142,23 @@ class Recorder:
 
     def __exit__(self, *error: object) -> None:
         self._entered = False
-        self._undo.close()
+        try:
+            self._undo.close()
+        finally:
+            self._writer.close()
+
+    @property
+    def beaten(self) -> int:
+        """Prompts that were traced here for nothing, because another process had written them meanwhile."""
+        return self._writer.beaten
+
+    def flush(self) -> None:
+        """Wait until every prompt so far is written.
+
+        Raises:
+            OSError: One could not be.
+        """
+        self._writer.flush()
 
     def expect(self, varies: tuple[str, ...] = (), **call: Any) -> None:
         """Refuse now what calling the pipeline with these arguments would be refused for.
@@ -188,7 +214,7 @@ class Recorder:
         self._meter.start(self._generation, self._places)
         try:
             yield
-            self._write(prompt, self._generation)
+            self._finish(prompt, self._generation)
         except (ConflictError, OSError):
             raise  # not the prompt's fault: another process was faster, the settings are other, the disk is full
         except Exception:
@@ -204,6 +230,10 @@ class Recorder:
                 self._settings.pop("call", None)
 
     # While a generation runs
+
+    def _on_step(self) -> None:
+        if self._generation is not None:
+            self._generation.flush()
 
     def _on_generate(self, generate: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if self._generation is not None:
@@ -237,7 +267,8 @@ class Recorder:
 
     # When it is done
 
-    def _write(self, prompt: Prompt, generation: Generation) -> None:
+    def _finish(self, prompt: Prompt, generation: Generation) -> None:
+        """Check what was recorded and have it written."""
         if not generation.num_images:
             raise TraceError("nothing was recorded: call the pipeline inside `with recorder.prompt(...)`")
         if not self._finished:
@@ -260,17 +291,38 @@ class Recorder:
         layers = tuple(Layer(site.name, site.type, site.heads) for site in self._capture.fired.values())
         timesteps, sigmas = np.array(self._clock.timesteps), np.array(self._clock.sigmas)
         self._refuse_other_shape(layers, timesteps, sigmas)
+        generation.flush()
+        self._refuse_nonfinite(generation)
         device = getattr(self._pipeline, "device", None) or next(self._capture.sites[0].module.parameters()).device
         run = Run(self._settings, provenance(self._num_prompts, str(device)))
         self.path.mkdir(parents=True, exist_ok=True)
-        for image in range(generation.num_images):
-            own = json.dumps(self._own, ensure_ascii=False, sort_keys=True)
-            one = Prompt(prompt.index + image, prompt.text, prompt.seed, image, own)
-            streams = generation.streams(image, list(self._capture.fired), len(timesteps), self._places)
-            write_shard(self.path, Shard(run, (one,), layers, timesteps, sigmas, streams))
-            clear_failure(self.path, one)
+        own = json.dumps(self._own, ensure_ascii=False, sort_keys=True)
+        images = [
+            Prompt(prompt.index + image, prompt.text, prompt.seed, image, own) for image in range(generation.num_images)
+        ]
+        names, places, path = list(self._capture.fired), self._places, self.path
+
+        def write() -> None:
+            for image, one in enumerate(images):
+                streams = generation.streams(image, names, len(timesteps), places)
+                write_shard(path, Shard(run, (one,), layers, timesteps, sigmas, streams))
+                clear_failure(path, one)
+
+        self._writer.submit(write, generation.nbytes)
+        for one in images:
             self._keys[one.key] = one
             self._next = max(self._next, one.index + 1)
+
+    def _refuse_nonfinite(self, generation: Generation) -> None:
+        """What the network predicts must be finite; single values inside that are not are counted, and told by check."""
+        whole = (STACK, "prediction") if self._what.stack else ("latent", list(self._capture.fired)[-1])
+        found = generation.nonfinite(*whole)
+        if found:
+            step, layer = generation.nonfinite("latent") or found
+            raise NonFiniteError(
+                f"the prediction has values that are not finite from step {found[0]} on, layers from step {step} on, first "
+                f"{layer}; another --dtype may help (float16 overflows where bfloat16 does not)"
+            )
 
     def _accept_call(self, call: dict[str, Any], varies: tuple[str, ...]) -> None:
         """All prompts of a trace are generated with the same arguments, but for those that belong to the prompt."""

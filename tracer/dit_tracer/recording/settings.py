@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from dit_formats.schema import KINDS
 
+from dit_tracer.recording.history import HELD, PREVIOUS
 from dit_tracer.recording.sampling import RULE
 from dit_tracer.recording.sites import family_of
 
@@ -47,6 +48,8 @@ class What:
         halves: Whether to record the dot product of the two guidance branches.
         step_pairs: Pairs of steps of which to record the dot product.
         attention: Patterns over module paths, for networks whose attention modules are not of diffusers' classes.
+        previous: Where the step before is kept for exact changes: `device`; `host`, in pinned memory; or `subset`, for
+            changes over a part of the elements (`history.HELD` of each activation) where memory allows no more.
     """
 
     kinds: tuple[str, ...] | None = None
@@ -55,6 +58,7 @@ class What:
     halves: bool = False
     step_pairs: tuple[tuple[int, int], ...] = ()
     attention: tuple[str, ...] = ()
+    previous: str = "device"
 
     def __post_init__(self) -> None:
         if isinstance(self.kinds, str):
@@ -65,6 +69,10 @@ class What:
         unknown = set(self.kinds or ()) - set(ALL_KINDS)
         if unknown:
             raise ValueError(f"kinds {', '.join(sorted(unknown))}: unknown; there are {', '.join(ALL_KINDS)}")
+        if self.previous not in PREVIOUS:
+            raise ValueError(f"previous {self.previous!r}: give one of {', '.join(PREVIOUS)}")
+        if self.previous == "subset" and self.halves:
+            raise ValueError("products of the halves need whole activations; keep the step before on device or host")
         object.__setattr__(self, "step_pairs", tuple(tuple(sorted(pair)) for pair in self.step_pairs))
         for first, second in self.step_pairs:
             if first < 0 or first == second:
@@ -78,7 +86,8 @@ class What:
 
     def as_settings(self, kinds: tuple[str, ...]) -> dict[str, Any]:
         named = {name: getattr(self, name) for name in ("stack", "boundaries", "halves", "step_pairs", "attention")}
-        return as_json(named | {"kinds": kinds})
+        part = {"transitions": f"subset of {HELD}"} if self.previous == "subset" else {}
+        return as_json(named | {"kinds": kinds} | part)
 
 
 def describe(pipeline: Any, transformers: dict[str, Any], model: str, sample: Sample) -> dict[str, Any]:

@@ -1,13 +1,18 @@
 """Exact sums over whole activations, on the device where they are.
 
 Operands are float32, totals float64. Non-finite elements are left out of every sum and counted. Nothing here waits for
-the device.
+the device. This is what the numbers mean, in plain torch; `chunked` and `fused` compute them faster.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+
+def measure(x: Tensor, previous: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Step sums of x and transition sums from previous to x."""
+    return step_sums(x), None if previous is None else transition_sums(previous, x)
 
 
 def step_sums(x: Tensor, missing: Tensor | None = None) -> Tensor:
@@ -43,15 +48,20 @@ def products(one: Tensor, other: Tensor) -> Tensor:
     return _total(_clean(one.float()) * _clean(other.float()), axes)
 
 
+def token_norms(x: Tensor) -> Tensor:
+    """Norm over channels of every token, float32 (group, token), of an activation (group, ..., channel)."""
+    return x.float().norm(dim=-1).flatten(1)
+
+
 def norm_ratios(previous: Tensor, current: Tensor) -> Tensor:
     """Per group: mean and standard deviation over tokens of |x[t + 1]| / |x[t]|, as float64 (group, 2).
 
-    MagCache's ratio (arXiv 2506.09045, equation 4), norms being over channels; tokens of norm 0 are left out.
+    MagCache's ratio (arXiv 2506.09045, equation 4); tokens of norm 0 are left out.
 
     Args:
-        previous, current: Activations of shape (group, ..., channel).
+        previous, current: Norms as `token_norms` gives them.
     """
-    ratio = (current.float().norm(dim=-1) / previous.float().norm(dim=-1)).flatten(1).double()
+    ratio = (current / previous).double()
     usable = torch.isfinite(ratio)
     count = usable.sum(1)
     ratio = torch.where(usable, ratio, 0.0)
