@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ import numpy as np
 import pytest
 import torch
 from dit_formats import TraceError, open_trace
-from dit_formats.errors import ConflictError, PresentError
+from dit_formats.errors import ConflictError
+from dit_tracer.recording.recorder import NonFiniteError
 from dit_tracer.recording.settings import Sample
 
 EVERYTHING = Sample(latent=10**9, text=10**9)
@@ -425,3 +427,70 @@ def kept(samples: Any, step: int) -> Any:
     """Stored values (position, step) of one step; padding is left out."""
     values = samples[:, step]
     return values[~np.isnan(values)]
+
+
+def test_prediction_that_is_not_finite_fails_the_prompt_and_says_where_it_began(flux: Any, tmp_path: Path) -> None:
+    path = tmp_path / "a.trace"
+
+    def spoil(module: torch.nn.Module, args: Any, output: Any) -> Any:
+        return output * torch.inf if recorder._clock.step == 3 else output
+
+    with dit_tracer.record(flux.pipeline, path) as recorder:
+        hook = flux.pipeline.transformer.transformer_blocks[1].attn.to_v.register_forward_hook(spoil)
+        with pytest.raises(NonFiniteError, match=r"from step 3 on, first transformer\.transformer_blocks\.1\.attn"):
+            with recorder.prompt("a"):
+                flux.generate(0, num_inference_steps=5)
+        hook.remove()
+        with recorder.prompt("b"):
+            flux.generate(0, num_inference_steps=5)
+    assert sorted(file.suffix for file in path.iterdir()) == [".failed", ".h5"]
+
+
+def test_shards_are_written_when_the_block_ends(flux: Any, tmp_path: Path) -> None:
+    path = tmp_path / "a.trace"
+    with dit_tracer.record(flux.pipeline, path) as recorder:
+        for text in ("a", "b", "c"):
+            with recorder.prompt(text):
+                flux.generate(0, num_inference_steps=2)
+            assert recorder.has(text)
+        recorder.flush()
+        assert len(list(path.glob("*.h5"))) == 3
+
+
+def test_shard_that_cannot_be_written_is_an_error_at_the_end(flux: Any, tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with pytest.raises(OSError, match="File too large"):
+        with dit_tracer.record(flux.pipeline, tmp_path / "a.trace") as recorder:
+            with recorder.prompt("a"):
+                flux.generate(0, num_inference_steps=2)
+                resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+            with pytest.raises(OSError):
+                recorder.flush()
+            with recorder.prompt("b"):
+                flux.generate(0, num_inference_steps=2)
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list((tmp_path / "a.trace").iterdir()) == []
+
+
+@pytest.mark.parametrize("previous", ["host", "subset"])
+def test_step_before_may_be_kept_elsewhere_or_in_part(
+    previous: str, flux: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("history", "settings"):
+        monkeypatch.setattr(f"dit_tracer.recording.{module}.HELD", 700)
+    for name, options in (("whole", {}), ("other", {"previous": previous})):
+        with dit_tracer.record(flux.pipeline, tmp_path / name, **options) as recorder, recorder.prompt("a"):
+            flux.generate(0, num_inference_steps=4)
+    with open_trace(tmp_path / "whole") as whole, open_trace(tmp_path / "other") as other:
+        one, two = (trace.transition_sums("latent")[0, 0] for trace in (whole, other))
+        ratios = [trace.transition_sums("stack")[0, 0, 0, :, 4:] for trace in (whole, other)]
+        np.testing.assert_allclose(*ratios, rtol=1e-6)
+        assert np.array_equal(whole.step_sums("latent"), other.step_sums("latent"), equal_nan=True)
+        held = other.run.settings["recorded"].get("transitions")
+    if previous == "host":
+        np.testing.assert_allclose(one, two, rtol=1e-6)
+        assert held is None
+    else:
+        assert set(two[..., 3, :].ravel()) == {700.0}
+        np.testing.assert_allclose(one[..., 0, :] / one[..., 3, :], two[..., 0, :] / two[..., 3, :], rtol=0.2)
+        assert held == "subset of 700"

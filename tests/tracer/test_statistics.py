@@ -58,9 +58,7 @@ LAYOUTS = {
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_fast_sums_are_the_plain_ones(
-    layout: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_fast_sums_are_the_plain_ones(layout: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chunked, "CHUNK", 256)  # so that these tensors have several pieces
     previous, current = (LAYOUTS[layout](t) for t in tensors(dtype))
     for before in (previous, previous.contiguous()):

@@ -66,7 +66,7 @@ def _group_sums(x: Tensor, previous: Tensor | None) -> list[float]:
 
 
 def as_rows(x: Tensor, previous: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Both as (group, row, element) with elements in the order in which x lies in memory; without copying, if it can be.
+    """Both as (group, row, element), elements in the order in which x lies in memory; not copied, if that can be.
 
     Sums do not depend on the order of elements, only on the same order in both.
     """

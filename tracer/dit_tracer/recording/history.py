@@ -29,9 +29,9 @@ class _Kept:
 class History:
     """The last activation of each place.
 
-    On the device a tensor is kept by reference. Should the model write into it afterwards, its version counter tells; the
-    first step is therefore copied, and a place that was written to is copied ever after. Tensors of inference mode have
-    no counter and are always copied. On the host, or in part, it is always a copy.
+    On the device a tensor is kept by reference. Should the model write into it afterwards, its version counter tells;
+    the first step is therefore copied, and a place that was written to is copied ever after. Tensors of inference mode
+    have no counter and are always copied. On the host, or in part, it is always a copy.
 
     Args:
         previous: One of `PREVIOUS`.

@@ -105,9 +105,7 @@ class Meter:
             self._anchors[place, step] = x.clone()
 
 
-def _measured(
-    x: Tensor, pair: tuple[Tensor, Tensor] | None, missing: Tensor | None
-) -> tuple[Tensor, Tensor | None]:
+def _measured(x: Tensor, pair: tuple[Tensor, Tensor] | None, missing: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """Step sums of an activation, and the transition sums of a pair of which the second is x, or a part of it."""
     if missing is not None:
         return statistics.step_sums(x, missing), None if pair is None else statistics.transition_sums(*pair)

@@ -314,14 +314,14 @@ class Recorder:
             self._next = max(self._next, one.index + 1)
 
     def _refuse_nonfinite(self, generation: Generation) -> None:
-        """What the network predicts must be finite; single values inside that are not are counted, and told by check."""
+        """What the network predicts must be finite; of values inside it, those that are not are counted."""
         whole = (STACK, "prediction") if self._what.stack else ("latent", list(self._capture.fired)[-1])
         found = generation.nonfinite(*whole)
         if found:
             step, layer = generation.nonfinite("latent") or found
             raise NonFiniteError(
-                f"the prediction has values that are not finite from step {found[0]} on, layers from step {step} on, first "
-                f"{layer}; another --dtype may help (float16 overflows where bfloat16 does not)"
+                f"the prediction has values that are not finite from step {found[0]} on, layers from step {step} on, "
+                f"first {layer}; another --dtype may help (float16 overflows where bfloat16 does not)"
             )
 
     def _accept_call(self, call: dict[str, Any], varies: tuple[str, ...]) -> None:

@@ -15,8 +15,8 @@ LIMIT = 256 << 20
 class Background:
     """Runs jobs one after the other in a thread of its own.
 
-    Whoever would make more than `LIMIT` bytes wait, waits: a disk that is too slow slows the generation down, and fills no
-    memory. An error of a job is raised at the next `submit` or `close`; nothing runs after it.
+    Whoever would make more than `LIMIT` bytes wait, waits: a disk that is too slow slows the generation down, and fills
+    no memory. An error of a job is raised at the next `submit`, `flush` or `close`; jobs that wait by then are dropped.
     """
 
     def __init__(self, limit: int = LIMIT) -> None:
