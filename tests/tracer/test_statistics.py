@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -59,12 +61,16 @@ LAYOUTS = {
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_fast_sums_are_the_plain_ones(layout: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chunked, "CHUNK", 256)  # so that these tensors have several pieces
+    monkeypatch.setattr(chunked, "PIECE", 256)  # so that these tensors have several pieces
     previous, current = (LAYOUTS[layout](t) for t in tensors(dtype))
     for before in (previous, previous.contiguous()):
         sums, changes = chunked.measure(current, before)
         torch.testing.assert_close(sums, step_sums(current), rtol=2e-7, atol=0)
         torch.testing.assert_close(changes, transition_sums(before, current), rtol=2e-7, atol=1e-5)
+        keep = before.clone()
+        again = chunked.measure(current, keep, keep)
+        torch.testing.assert_close(again, (sums, changes), rtol=2e-7, atol=1e-5)
+        assert torch.equal(keep, current)
     alone, none = chunked.measure(current, None)
     torch.testing.assert_close(alone, sums, rtol=2e-7, atol=0)
     assert none is None
@@ -92,35 +98,50 @@ def test_large_tensors_are_summed_without_loss() -> None:
     assert changes[0, :3].tolist() == pytest.approx([value.item() for value in expected], rel=1e-7)
 
 
-@pytest.mark.parametrize("previous", ["device", "host"])
-def test_history_gives_the_step_before_and_nothing_else(previous: str) -> None:
-    history, (x, y) = History(previous), tensors()
-    assert history.swap("k", 0, x) is None
-    before, now = history.swap("k", 1, y)
-    assert torch.equal(before, x) and now is y
-    assert history.swap("v", 1, y) is None
-    assert history.swap("k", 3, x) is None, "step 2 is missing"
+def kept(history: History, place: str, step: int, x: torch.Tensor) -> torch.Tensor | None:
+    """The step before, having kept this one as a meter does."""
+    before, now, keep = history.swap(place, step, x)
+    assert now is x
+    before = None if before is None else before.clone()
+    if keep is not None:
+        keep.copy_(x)
+    return before
+
+
+BY_REFERENCE = ("device", ())
+
+
+@pytest.mark.parametrize("how", [("device",), ("host",), BY_REFERENCE])
+def test_history_gives_the_step_before_and_nothing_else(how: Any) -> None:
+    history, (x, y) = History(*how), tensors()
+    assert kept(history, "k", 0, x) is None
+    assert torch.equal(kept(history, "k", 1, y), x)
+    assert kept(history, "v", 1, y) is None
+    assert kept(history, "k", 3, x) is None, "step 2 is missing"
+    history.end()
+    assert kept(history, "k", 4, y) is None, "another generation"
 
 
 def test_history_keeps_by_reference_from_the_second_step() -> None:
-    history, (x, y) = History(), tensors()
-    history.swap("k", 0, x)
-    history.swap("k", 1, y)
-    assert history.swap("k", 2, x)[0].data_ptr() == y.data_ptr()
+    history, (x, y) = History(*BY_REFERENCE), tensors()
+    kept(history, "k", 0, x)
+    kept(history, "k", 1, y)
+    assert history.swap("k", 2, x).before.data_ptr() == y.data_ptr()
 
 
-def test_history_survives_a_model_that_writes_into_its_activations() -> None:
-    history = History()
+@pytest.mark.parametrize("how", [("device",), BY_REFERENCE])
+def test_history_survives_a_model_that_writes_into_its_activations(how: Any) -> None:
+    history = History(*how)
     for step in range(4):
         x = torch.full((3,), float(step))
-        previous = history.swap("k", step, x)
+        previous = kept(history, "k", step, x)
         x.mul_(100)
         if step:
-            assert previous[0].tolist() == [step - 1] * 3
+            assert previous.tolist() == [step - 1] * 3
 
 
 def test_history_refuses_a_late_change_in_place() -> None:
-    history = History()
+    history = History(*BY_REFERENCE)
     history.swap("k", 0, torch.zeros(3))
     late = torch.ones(3)
     history.swap("k", 1, late)
@@ -131,11 +152,11 @@ def test_history_refuses_a_late_change_in_place() -> None:
 
 def test_host_keeps_copies_in_the_same_memory() -> None:
     history, (x, y) = History("host"), tensors()
-    history.swap("k", 0, x)
-    kept = history.at("k", 0)
-    before, _ = history.swap("k", 1, y)
-    assert history.at("k", 1).data_ptr() == kept.data_ptr() != y.data_ptr()
-    assert torch.equal(before, x) and torch.equal(history.at("k", 1), y)
+    kept(history, "k", 0, x)
+    memory = history.at("k", 0)
+    assert torch.equal(kept(history, "k", 1, y), x)
+    assert history.at("k", 1).data_ptr() == memory.data_ptr() != y.data_ptr()
+    assert torch.equal(history.at("k", 1), y)
 
 
 def test_subset_compares_the_same_elements_at_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,7 +166,8 @@ def test_subset_compares_the_same_elements_at_every_step(monkeypatch: pytest.Mon
     x = torch.randn(2, 1, 4, 50, 6, generator=generator)
     history.swap("k", 0, x)
     for step, other in ((1, x + 3), (2, (x + 4).transpose(2, 3).contiguous().transpose(2, 3))):
-        before, now = history.swap("k", step, other)
+        before, now, keep = history.swap("k", step, other)
+        assert keep is None
         assert before.shape == now.shape == (2, 500)
         assert torch.allclose(now - before, torch.tensor(3.0 if step == 1 else 1.0), atol=1e-6)
     assert history.at("k", 2) is None, "there is no whole activation"
@@ -154,16 +176,17 @@ def test_subset_compares_the_same_elements_at_every_step(monkeypatch: pytest.Mon
 def test_subset_of_a_small_activation_is_all_of_it() -> None:
     history, (x, y) = History("subset"), tensors()
     history.swap("k", 0, x)
-    before, now = history.swap("k", 1, y)
+    before, now, _ = history.swap("k", 1, y)
     assert sorted(before[1].tolist()) == sorted(x[1].flatten().tolist())
     torch.testing.assert_close(transition_sums(before, now), transition_sums(x, y))
 
 
-def test_history_works_in_inference_mode() -> None:
-    history = History()
+@pytest.mark.parametrize("how", [("device",), BY_REFERENCE])
+def test_history_works_in_inference_mode(how: Any) -> None:
+    history = History(*how)
     with torch.inference_mode():
         for step in range(3):
             x = torch.full((3,), float(step))
-            previous = history.swap("k", step, x)
+            previous = kept(history, "k", step, x)
             x.mul_(100)
-    assert previous[0].tolist() == [1, 1, 1]
+    assert previous.tolist() == [1, 1, 1]

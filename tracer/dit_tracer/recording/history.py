@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,96 +18,112 @@ PREVIOUS = ("device", "host", "subset")
 HELD = 1 << 18
 """Elements that are kept of an activation where only a part is: 0.5 % error of a mean change at FLUX's size."""
 
+NEVER = -2
+
+
+class Pair(NamedTuple):
+    """What is to be compared, (group, ...), whole or in part: `before` is None without a step just before.
+
+    `keep` is where a copy of the whole activation is still to be put, when `before` (often the same memory) is used up.
+    """
+
+    before: Tensor | None
+    now: Tensor
+    keep: Tensor | None = None
+
 
 @dataclass
 class _Kept:
     step: int
     tensor: Tensor
-    watched: Tensor
-    version: int
+    watched: Tensor | None = None
+    version: int = 0
 
 
 class History:
     """The last activation of each place.
 
-    On the device a tensor is kept by reference. Should the model write into it afterwards, its version counter tells;
-    the first step is therefore copied, and a place that was written to is copied ever after. Tensors of inference mode
-    have no counter and are always copied. On the host, or in part, it is always a copy.
+    On a GPU a tensor is kept by reference. Should the model write into it afterwards, its version counter tells; the
+    first step is therefore copied, and a place that was written to is copied ever after. Tensors of inference mode have
+    no counter and are always copied. On a CPU, and on the host for a GPU, it is a copy in memory that is used for all
+    steps; on a CPU the model's own memory is then used again while it is in the cache, which is faster.
 
     Args:
         previous: One of `PREVIOUS`.
+        copied_on: Devices whose tensors are copied.
     """
 
-    def __init__(self, previous: str = "device") -> None:
+    def __init__(self, previous: str = "device", copied_on: tuple[str, ...] = ("cpu",)) -> None:
         self._previous = previous
+        self._copied_on = copied_on
         self._kept: dict[Hashable, _Kept] = {}
-        self._copied: set[Hashable] = set()
+        self._written: set[Hashable] = set()
         self._held: dict[Hashable, Tensor] = {}
 
-    def swap(self, place: Hashable, step: int, tensor: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Keep this step's activation (group, fold, head, token, channel) of a place.
-
-        Returns:
-            The elements of the step just before, if there is one, and of this step that are to be compared; all, or
-            those that are held, (group, ...).
+    def swap(self, place: Hashable, step: int, x: Tensor) -> Pair:
+        """Keep this step's activation (group, fold, head, token, channel) of a place; what it is to be compared with.
 
         Raises:
             RuntimeError: The model changed the kept tensor after a step in which it had left it alone.
         """
         last = self._kept.get(place)
-        follows = last is not None and last.step == step - 1
-        if self._previous == "host":
-            before = torch.empty_like(tensor).copy_(last.tensor, non_blocking=True) if follows else None
-            self._keep(place, step, self._on_host(last, tensor))
-            return (before, tensor) if follows else None
+        before = last.tensor if last is not None and last.step == step - 1 else None
         if self._previous == "subset":
-            part = self._part(tensor)
-            self._keep(place, step, part)
-            return (last.tensor, part) if follows else None
-        self._refer(place, step, tensor, last)
-        return (last.tensor, tensor) if follows else None
+            part = self._part(x)
+            self._kept[place] = _Kept(step, part)
+            return Pair(before, part)
+        if self._previous == "host" or x.device.type in self._copied_on:
+            own = self._memory(last, x)
+            self._kept[place] = _Kept(step, own)
+            if before is not None and before.device != x.device:
+                before = torch.empty_like(x).copy_(before, non_blocking=True)
+            return Pair(before, x, own)
+        self._refer(place, step, x, last)
+        return Pair(before, x)
 
     def at(self, place: Hashable, step: int) -> Tensor | None:
         """The whole activation of a place at this step, if it is the last one kept."""
         last = self._kept.get(place)
         return last.tensor if last is not None and last.step == step and self._previous != "subset" else None
 
+    def end(self) -> None:
+        """Forget the activations of a generation, but not which places must be copied, and keep memory for the next."""
+        self._kept = {place: _Kept(NEVER, kept.tensor) for place, kept in self._kept.items() if kept.watched is None}
+
     def clear(self) -> None:
-        """Forget the activations, but not which places must be copied."""
+        """Give all memory back."""
         self._kept.clear()
+        self._held.clear()
 
     def _refer(self, place: Hashable, step: int, tensor: Tensor, last: _Kept | None) -> None:
         if last is not None and _version(last.watched) != last.version:
             if last.tensor is last.watched:
                 raise RuntimeError(f"{place}: changed in place after step {last.step}; its difference is lost")
-            self._copied.add(place)
-        if place in self._copied or tensor.is_inference():
+            self._written.add(place)
+        if place in self._written or tensor.is_inference():
             kept = watched = tensor.detach().clone()
         else:
             kept, watched = (tensor.clone() if last is None else tensor), tensor
         self._kept[place] = _Kept(step, kept, watched, _version(watched))
 
-    def _keep(self, place: Hashable, step: int, own: Tensor) -> None:
-        self._kept[place] = _Kept(step, own, own, 0)
-
     @staticmethod
-    def _on_host(last: _Kept | None, tensor: Tensor) -> Tensor:
-        """A copy in pinned memory, in that of the step before where it fits; the device orders reading and writing."""
-        if last is not None and last.tensor.shape == tensor.shape and last.tensor.dtype == tensor.dtype:
-            return last.tensor.copy_(tensor, non_blocking=True)
-        pinned = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)
-        return pinned.copy_(tensor, non_blocking=True)
+    def _memory(last: _Kept | None, x: Tensor) -> Tensor:
+        """Memory of the host that x fits into, laid out likewise; that of the step before if possible."""
+        if last is not None and last.tensor.shape == x.shape and last.tensor.dtype == x.dtype:
+            return last.tensor
+        with torch.inference_mode(False):
+            return torch.empty_like(x, device="cpu", pin_memory=x.is_cuda)
 
-    def _part(self, tensor: Tensor) -> Tensor:
+    def _part(self, x: Tensor) -> Tensor:
         """(group, element) of the held positions, which are the same for all activations of one shape."""
-        layout = tensor.device, tensor.shape, tensor.stride()
+        layout = x.device, x.shape, x.stride()
         if layout not in self._held:
-            _, folds, heads, tokens, width = tensor.shape
+            _, folds, heads, tokens, width = x.shape
             chosen = positions(folds * tokens, heads * width, HELD, 0, "held")
             token, channel = torch.from_numpy(chosen.token), torch.from_numpy(chosen.channel)
             axes = token // tokens, channel // width, token % tokens, channel % width
-            self._held[layout] = offsets(tensor, axes)
-        return picked(tensor, self._held[layout])
+            self._held[layout] = offsets(x, axes)
+        return picked(x, self._held[layout])
 
 
 def _version(tensor: Tensor) -> int:

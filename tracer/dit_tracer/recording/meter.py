@@ -11,7 +11,7 @@ from torch import Tensor
 from dit_tracer.recording import chunked, fused, statistics
 from dit_tracer.recording.clock import Clock
 from dit_tracer.recording.generation import Generation, Key, Places, Row, Series
-from dit_tracer.recording.history import History
+from dit_tracer.recording.history import History, Pair
 from dit_tracer.recording.settings import What
 from dit_tracer.recording.sites import UnsupportedError
 from dit_tracer.recording.statistics import norm_ratios, products, token_norms
@@ -36,9 +36,13 @@ class Meter:
 
     def stop(self) -> None:
         self._generation = None
-        self._history.clear()
+        self._history.end()
         self._norms.clear()
         self._anchors.clear()
+
+    def close(self) -> None:
+        """Give back the memory that is kept from one generation to the next."""
+        self._history.clear()
 
     def on_state(self, site: str, tensor: Tensor) -> None:
         """Measure a state of the stack, (batch, token, channel)."""
@@ -105,14 +109,21 @@ class Meter:
             self._anchors[place, step] = x.clone()
 
 
-def _measured(x: Tensor, pair: tuple[Tensor, Tensor] | None, missing: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Step sums of an activation, and the transition sums of a pair of which the second is x, or a part of it."""
+def _measured(x: Tensor, pair: Pair, missing: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Step sums of an activation, and transition sums of what it is to be compared with, if there is such a thing."""
+    if missing is None and pair.keep is not None and x.device.type == "cpu":
+        return chunked.measure(x, pair.before, pair.keep)
     if missing is not None:
-        return statistics.step_sums(x, missing), None if pair is None else statistics.transition_sums(*pair)
-    fast = chunked if x.device.type == "cpu" else fused if fused.usable(x.device) else statistics
-    if pair is None or pair[1] is x:
-        return fast.measure(x, None if pair is None else pair[0])
-    return fast.measure(x, None)[0], fast.measure(pair[1], pair[0])[1]
+        steps = statistics.step_sums(x, missing)
+        found = steps, None if pair.before is None else statistics.transition_sums(pair.before, pair.now)
+    else:
+        fast = chunked if x.device.type == "cpu" else fused if fused.usable(x.device) else statistics
+        found = fast.measure(x, pair.before if pair.now is x else None)
+        if pair.now is not x and pair.before is not None:
+            found = found[0], fast.measure(pair.now, pair.before)[1]
+    if pair.keep is not None:
+        pair.keep.copy_(x, non_blocking=True)
+    return found
 
 
 def _missing(x: Tensor, lengths: list[int]) -> Tensor:

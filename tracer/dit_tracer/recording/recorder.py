@@ -142,6 +142,7 @@ class Recorder:
 
     def __exit__(self, *error: object) -> None:
         self._entered = False
+        self._meter.close()
         try:
             self._undo.close()
         finally:
