@@ -8,7 +8,7 @@ import torch
 from dit_formats.schema import STACK
 from torch import Tensor
 
-from dit_tracer.recording import chunked, fused, statistics
+from dit_tracer.recording import chunked, compiled, fused, statistics
 from dit_tracer.recording.clock import Clock
 from dit_tracer.recording.generation import Generation, Key, Places, Row, Series
 from dit_tracer.recording.history import History, Pair
@@ -112,7 +112,7 @@ class Meter:
 def _measured(x: Tensor, pair: Pair, missing: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """Step sums of an activation, and transition sums of what it is to be compared with, if there is such a thing."""
     if missing is None and pair.keep is not None and x.device.type == "cpu":
-        return chunked.measure(x, pair.before, pair.keep)
+        return compiled.measure(x, pair.before, pair.keep) or chunked.measure(x, pair.before, pair.keep)
     if missing is not None:
         steps = statistics.step_sums(x, missing)
         found = steps, None if pair.before is None else statistics.transition_sums(pair.before, pair.now)
