@@ -86,6 +86,31 @@ class ShardFile:
         """Samples of the prompt at `row` of this shard, (branch, kind, layer, position, step)."""
         return self._array(stream, "samples", schema.STREAM["samples"], row)
 
+    def shape(self, stream: str, name: str) -> tuple[int, ...]:
+        """Lengths along the axes of an array."""
+        spec = schema.STREAM.get(name) or schema.OPTIONAL[name]
+        with self._guarded(f"{stream}/{name}"):
+            return self._check_shape(self._dataset(stream, name), stream, f"{stream}/{name}", spec)
+
+    def chunks(self, stream: str, name: str, row: int) -> Iterator[tuple[tuple[int, ...], bytes]]:
+        """Offset and stored bytes of every chunk of the prompt at `row`, of an array whose chunks hold one prompt.
+
+        All is checked as if it were read, deflate's checksum too.
+        """
+        spec, where = schema.STREAM.get(name) or schema.OPTIONAL[name], f"{stream}/{name}"
+        with self._guarded(where):
+            dataset = self._dataset(stream, name)
+            self._check_type(dataset, where, spec)
+            shape = self._check_shape(dataset, stream, where, spec)
+            if 0 in shape:
+                return
+            chunk = tuple(1 if axis in spec.chunk_axes else n for axis, n in zip(spec.axes, shape))
+            for offset in self._check_storage(dataset, where, shape, chunk):
+                if offset[0] == row:
+                    stored = dataset.id.read_direct_chunk(offset)[1]
+                    self._inflated(where, offset, stored, dataset.dtype.itemsize * _product(chunk))
+                    yield offset, stored
+
     def names(self, stream: str, axis: str) -> tuple[str, ...]:
         """The names along `branch`, `kind` or a statistic's axis."""
         return _texts(self._array(stream, axis, Array("S", (axis,))), f"{self.path}: {stream}/{axis}")
@@ -251,13 +276,16 @@ class ShardFile:
     ) -> NDArray[Any]:
         itemsize = dataset.dtype.itemsize
         raw = itemsize * _product(chunk)
-        _, packed = dataset.id.read_direct_chunk(offset)
-        inflater = zlib.decompressobj()
-        data = inflater.decompress(packed, raw + 1)
-        if len(data) != raw or not inflater.eof:
-            self._refuse(where, f"the chunk at {offset} is damaged")
+        data = self._inflated(where, offset, dataset.id.read_direct_chunk(offset)[1], raw)
         planes = np.frombuffer(data, "u1").reshape(itemsize, -1)
         return np.ascontiguousarray(planes.T).view(dataset.dtype).reshape(chunk)
+
+    def _inflated(self, where: str, offset: tuple[int, ...], stored: bytes, raw: int) -> bytes:
+        inflater = zlib.decompressobj()
+        data = inflater.decompress(stored, raw + 1)
+        if len(data) != raw or not inflater.eof:
+            self._refuse(where, f"the chunk at {offset} is damaged")
+        return data
 
     # Attributes --------------------------------------------------------------
 

@@ -1,11 +1,10 @@
-"""Writes shards: built in memory, synced under a hidden name, then linked to their own. A crash leaves nothing half."""
+"""Writes shards: built in memory and published at once, so that a crash leaves nothing half."""
 
 from __future__ import annotations
 
 import hashlib
 import io
 import math
-import os
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from dit_formats import schema
 from dit_formats.deflate import deflated
 from dit_formats.errors import PresentError
+from dit_formats.publish import published
 from dit_formats.schema import Array, Prompt, Reserved, Shard, StreamData
 
 LIBRARY_BOUNDS = ("v108", "v110")
@@ -31,7 +31,13 @@ def write_shard(folder: Path, shard: Shard) -> Path:
         PresentError: A shard of this name is there already; it is left as it is.
         OSError: The disk is full or read-only; nothing is left behind.
     """
-    return _publish(folder / f"{shard.prompts[0].stem}.h5", image(shard))
+    path, content = folder / f"{shard.prompts[0].stem}.h5", image(shard)
+    try:
+        with published(path) as file:
+            file.write(content)
+    except FileExistsError:
+        raise PresentError(f"{path}: this prompt is traced already; it was left as it is") from None
+    return path
 
 
 def write_failure(folder: Path, prompt: Prompt, reason: str) -> Path:
@@ -65,7 +71,7 @@ class _Memory(io.BytesIO):
 
 
 def lay_out(file: h5py.File, shard: Shard) -> None:
-    """Write all that a shard holds into an empty file; of an array that is `Reserved` the chunks are left to the caller."""
+    """Write all that a shard holds into an empty file; chunks of an array that is `Reserved` are left to the caller."""
     file.attrs["format"] = np.bytes_(schema.FORMAT)
     file.attrs["format_major"] = schema.MAJOR
     file.attrs["format_minor"] = schema.MINOR
@@ -139,9 +145,7 @@ def _write_group(
             h5ds.attach_scale(dataset, scales[label], axis)
 
 
-def _write_scale(
-    group: h5py.Group, label: str, length: int, names: tuple[str, ...] | None, shard: Shard
-) -> DatasetID:
+def _write_scale(group: h5py.Group, label: str, length: int, names: tuple[str, ...] | None, shard: Shard) -> DatasetID:
     if names is not None:
         values = _strings(list(names))
     elif label == "prompt":
@@ -202,31 +206,3 @@ def _strings(texts: list[str]) -> NDArray[np.bytes_]:
 
 def _string_type(length: int) -> np.dtype[Any]:
     return h5py.string_dtype("utf-8", max(length, 1))
-
-
-def _publish(path: Path, content: bytes) -> Path:
-    """Make a file appear whole, and only if there is none of that name."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with open(partial, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.link(partial, path)
-    except FileExistsError:
-        raise PresentError(f"{path}: this prompt is traced already; it was left as it is") from None
-    except OSError as error:
-        error.filename = str(path)
-        raise
-    finally:
-        partial.unlink(missing_ok=True)
-    _sync_folder(path.parent)
-    return path
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
