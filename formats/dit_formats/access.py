@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import product
@@ -23,6 +22,7 @@ from h5py import h5a, h5d, h5l, h5t, h5z
 from numpy.typing import NDArray
 
 from dit_formats import schema
+from dit_formats.deflate import inflated
 from dit_formats.errors import TraceError
 from dit_formats.schema import Array, Layer, Prompt, Run
 
@@ -281,11 +281,10 @@ class ShardFile:
         return np.ascontiguousarray(planes.T).view(dataset.dtype).reshape(chunk)
 
     def _inflated(self, where: str, offset: tuple[int, ...], stored: bytes, raw: int) -> bytes:
-        inflater = zlib.decompressobj()
-        data = inflater.decompress(stored, raw + 1)
-        if len(data) != raw or not inflater.eof:
+        content = inflated(stored, raw)
+        if content is None:
             self._refuse(where, f"the chunk at {offset} is damaged")
-        return data
+        return content
 
     # Attributes --------------------------------------------------------------
 
@@ -315,7 +314,7 @@ class ShardFile:
             yield
         except TraceError:
             raise
-        except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, zlib.error) as error:
+        except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
             what = f"{self.path}: {where or 'the file'} cannot be read ({_one_line(error)})"
             raise TraceError(
                 f"{what}; copy it from its source again, or delete it and trace its prompt anew"

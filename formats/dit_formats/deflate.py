@@ -1,4 +1,4 @@
-"""Chunks as HDF5's filters shuffle and deflate would store them, made here because that is several times faster."""
+"""Deflating and inflating chunks as HDF5 stores them; done here because that is several times faster, and bounded."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ try:
 except ImportError:  # no wheel for this machine
     isal_zlib = None
 
+DAMAGE = isal_zlib.error if isal_zlib else zlib.error
+
 
 def deflated(values: bytes, itemsize: int) -> bytes:
     """The bytes of an array of little-endian items, shuffled (all first bytes, all second bytes, ...) and deflated.
@@ -20,3 +22,13 @@ def deflated(values: bytes, itemsize: int) -> bytes:
     """
     planes = np.ascontiguousarray(np.frombuffer(values, "u1").reshape(-1, itemsize).T)
     return isal_zlib.compress(planes, 2) if isal_zlib else zlib.compress(planes, 1)
+
+
+def inflated(stored: bytes, size: int) -> bytes | None:
+    """The bytes that were deflated, still shuffled; None if they are damaged or not of this size."""
+    inflater = (isal_zlib or zlib).decompressobj()
+    try:
+        content = inflater.decompress(stored, size + 1)
+    except (zlib.error, DAMAGE):
+        return None
+    return content if len(content) == size and inflater.eof else None
