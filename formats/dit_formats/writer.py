@@ -107,8 +107,8 @@ def _tables(shard: Shard) -> dict[str, dict[str, NDArray[Any]]]:
     }
 
 
-def _arrays(stream: StreamData) -> dict[str, NDArray[Any]]:
-    return stream.arrays | ({"site": _strings(list(stream.sites))} if stream.sites else {})
+def _arrays(stream: StreamData) -> dict[str, Any]:
+    return {**stream.arrays, **({"site": _strings(list(stream.sites))} if stream.sites else {})}
 
 
 def _axis_names(stream: StreamData) -> dict[str, tuple[str, ...]]:
@@ -179,7 +179,10 @@ def _fill(dataset: DatasetID, values: Any, dtype: np.dtype[Any], spec: Array) ->
     whole = (0,) * (len(spec.axes) - singles)
     last, packed = b"", b""
     for at in np.ndindex(*values.shape[:singles]):
-        content = np.asarray(values[at], dtype=dtype).tobytes()
+        chunk = np.asarray(values[at], dtype=dtype)
+        if chunk.shape != values.shape[singles:]:
+            raise ValueError(f"a chunk of shape {chunk.shape} in an array of {values.shape}")
+        content = chunk.tobytes()
         if content != last:
             last, packed = content, deflated(content, dtype.itemsize)
         dataset.write_direct_chunk((*at, *whole), packed)

@@ -91,6 +91,18 @@ def test_samples_are_asked_for_chunk_by_chunk_in_order(shard: MakeShard) -> None
         assert asked.order == list(np.ndindex(*asked.shape[:4]))
 
 
+def test_a_chunk_of_another_shape_is_refused(shard: MakeShard) -> None:
+    one = shard()
+
+    class Turned(Asked):
+        def __getitem__(self, at: tuple[int, ...]) -> np.ndarray:
+            return super().__getitem__(at).T
+
+    arrays = {**one.streams["text"].arrays, "samples": Turned(one.streams["text"].arrays["samples"])}
+    with pytest.raises(ValueError, match="a chunk of shape"):
+        image(replace(one, streams={"text": replace(one.streams["text"], arrays=arrays)}))
+
+
 def test_a_shard_is_in_memory_once(shard: MakeShard) -> None:
     one = shard()
     rng = np.random.default_rng(0)
