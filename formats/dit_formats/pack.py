@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import h5py
 
 from dit_formats import schema
 from dit_formats.access import ShardFile
+from dit_formats.disk import Disk
 from dit_formats.errors import ConflictError, TraceError
 from dit_formats.publish import published
 from dit_formats.reader import Trace
@@ -55,7 +56,7 @@ def pack(
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         with published(target, replace=force) as file:
-            _write(trace, _Disk(file), stats_only, done)
+            _write(trace, Disk(file.raw), stats_only, done)
     except FileExistsError:
         raise ConflictError(f"{target}: is there already; --force replaces it") from None
     return Packed(target, len(trace.prompts), trace.num_asked, target.stat().st_size)
@@ -70,37 +71,7 @@ def _refuse(source: Path, target: Path, force: bool) -> None:
         raise ConflictError(f"{target}: is there already; --force replaces it")
 
 
-class _Disk:
-    """A file on disk for HDF5, whose library crashes after a write that failed: the error is kept until it is done."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self.error: OSError | None = None
-        self.read, self.readinto, self.seek, self.tell = file.read, file.readinto, file.seek, file.tell
-
-    def write(self, data: Any) -> int:
-        return self._tried(lambda: self._file.write(data))
-
-    def truncate(self, size: int | None = None) -> int:
-        return self._tried(lambda: self._file.truncate(size))
-
-    def flush(self) -> None:
-        self._tried(self._file.flush)
-
-    def raise_error(self) -> None:
-        if self.error:
-            raise self.error
-
-    def _tried(self, action: Callable[[], Any]) -> Any:
-        if self.error is None:
-            try:
-                return action()
-            except OSError as error:
-                self.error = error
-        return 0
-
-
-def _write(trace: Trace, disk: _Disk, stats_only: bool, done: Callable[[], object]) -> None:
+def _write(trace: Trace, disk: Disk, stats_only: bool, done: Callable[[], object]) -> None:
     """Sums of all prompts first, side by side, and then the samples: who asks for sums finds them in one place."""
     with h5py.File(disk, "w", libver=LIBRARY_BOUNDS) as file:
         lay_out(file, _frame(trace, stats_only))

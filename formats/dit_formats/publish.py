@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedRandom
 from pathlib import Path
-from typing import BinaryIO
 
 
 @contextmanager
-def published(path: Path, *, replace: bool = False) -> Iterator[BinaryIO]:
+def published(path: Path, *, replace: bool = False) -> Iterator[BufferedRandom]:
     """A file to write. It has its name, complete and on disk, when the block ends; after an error nothing is left.
 
     Raises:
