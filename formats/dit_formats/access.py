@@ -92,8 +92,8 @@ class ShardFile:
         with self._guarded(f"{stream}/{name}"):
             return self._check_shape(self._dataset(stream, name), stream, f"{stream}/{name}", spec)
 
-    def chunks(self, stream: str, name: str, row: int) -> Iterator[tuple[tuple[int, ...], bytes]]:
-        """Offset and stored bytes of every chunk of the prompt at `row`, of an array whose chunks hold one prompt.
+    def chunks(self, stream: str, name: str) -> Iterator[tuple[tuple[int, ...], bytes]]:
+        """Offset and stored bytes of every chunk of an array whose chunks hold one prompt.
 
         All is checked as if it were read, deflate's checksum too.
         """
@@ -105,11 +105,11 @@ class ShardFile:
             if 0 in shape:
                 return
             chunk = tuple(1 if axis in spec.chunk_axes else n for axis, n in zip(spec.axes, shape))
+            raw = dataset.dtype.itemsize * _product(chunk)
             for offset in self._check_storage(dataset, where, shape, chunk):
-                if offset[0] == row:
-                    stored = dataset.id.read_direct_chunk(offset)[1]
-                    self._inflated(where, offset, stored, dataset.dtype.itemsize * _product(chunk))
-                    yield offset, stored
+                stored = dataset.id.read_direct_chunk(offset)[1]
+                self._inflated(where, offset, stored, raw)
+                yield offset, stored
 
     def names(self, stream: str, axis: str) -> tuple[str, ...]:
         """The names along `branch`, `kind` or a statistic's axis."""

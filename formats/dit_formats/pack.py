@@ -73,26 +73,29 @@ def _refuse(source: Path, target: Path, force: bool) -> None:
 
 def _write(trace: Trace, disk: Disk, stats_only: bool, done: Callable[[], object]) -> None:
     """Sums of all prompts first, side by side, and then the samples: who asks for sums finds them in one place."""
+    rows: dict[ShardFile, dict[int, int]] = {}
+    for row, (shard, at) in enumerate(trace.rows):
+        rows.setdefault(shard, {})[at] = row
     with h5py.File(disk, "w", libver=LIBRARY_BOUNDS) as file:
         lay_out(file, _frame(trace, stats_only))
         for samples in (False,) if stats_only else (False, True):
-            for row, (shard, at) in enumerate(trace.rows):
-                _copy(file, row, shard, at, samples)
+            for shard in rows:
+                _copy(file, shard, rows[shard], samples)
                 disk.raise_error()
-                if samples or stats_only:
+                for _ in rows[shard] if samples or stats_only else ():
                     done()
     disk.raise_error()
 
 
-def _copy(file: h5py.File, row: int, shard: ShardFile, at: int, samples: bool) -> None:
-    """Copy the stored samples of one prompt, or everything else of it."""
+def _copy(file: h5py.File, shard: ShardFile, rows: dict[int, int], samples: bool) -> None:
+    """Copy the stored samples of the prompts in a shard, or everything else of them, to their rows."""
     with shard:
         for stream in shard.streams:
             for name in file[stream]:
                 if name in _BY_PROMPT and samples == (name == "samples"):
                     target = file[stream][name].id
-                    for offset, stored in shard.chunks(stream, name, at):
-                        target.write_direct_chunk((row, *offset[1:]), stored)
+                    for (at, *place), stored in shard.chunks(stream, name):
+                        target.write_direct_chunk((rows[at], *place), stored)
 
 
 _BY_PROMPT = {name for name, spec in (schema.STREAM | schema.OPTIONAL).items() if "prompt" in spec.axes}
@@ -143,5 +146,7 @@ def _run(trace: Trace, stats_only: bool) -> Run:
         "provenances": runs[:MOST_PROVENANCES],
         "further_provenances": len(runs[MOST_PROVENANCES:]),
     }
-    own = {key: value for key, value in trace.run.provenance.items() if key != "packed"}
-    return Run(trace.run.settings, {**own, "num_prompts": trace.num_asked, "packed": packed})
+    told = trace.run.provenance
+    if len(runs) == 1 and isinstance(told.get("packed"), dict):
+        packed = {**told["packed"], "stats_only": stats_only or bool(told["packed"].get("stats_only"))}
+    return Run(trace.run.settings, {**told, "num_prompts": trace.num_asked, "packed": packed})

@@ -114,10 +114,11 @@ def test_what_is_missing_stays_missing(trace_folder: Path, tmp_path: Path, shard
     for target in packed(trace_folder, tmp_path / "one.h5"), packed(tmp_path / "one.h5", tmp_path / "two.h5"):
         health = check(target)
         assert (health.prompts, health.asked, health.exit_code) == (4, 8, 4)
-    with open_trace(tmp_path / "one.h5") as trace:
-        told = trace.run.provenance["packed"]
-    assert told["provenances"] == [{"num_prompts": 1}, versions]
-    assert told["failures"] == [Prompt(4, "hopeless").stem]
+    for target in (tmp_path / "one.h5", tmp_path / "two.h5"):
+        with open_trace(target) as trace:
+            told = trace.run.provenance["packed"]
+        assert told["provenances"] == [{"num_prompts": 1}, versions]
+        assert told["failures"] == [Prompt(4, "hopeless").stem]
 
 
 @pytest.mark.parametrize("group", ["latent", "text", "prompts"])
