@@ -69,8 +69,8 @@ def stream(rng: np.random.Generator, name: str, change: float, sampled: bool) ->
     chunks = [chunk(rng, positions, change) for _ in range(DIFFERENT)]
     arrays = {
         "samples": Turns((1, *cell, positions, STEPS), chunks),
-        "step_sums": rng.lognormal(10, 1, (1, *cell, len(schema.STEP_STATISTICS), STEPS)),
-        "transition_sums": rng.lognormal(10, 1, (1, *cell, len(changes), STEPS - 1)),
+        "step_sums": sums(rng, cell, schema.STEP_STATISTICS, STEPS),
+        "transition_sums": sums(rng, cell, changes, STEPS - 1),
         "recorded": np.ones((*cell, STEPS), "u1"),
         "token": one * rng.integers(0, 4096, positions),
         "channel": one * rng.integers(0, 3072, positions),
@@ -79,6 +79,17 @@ def stream(rng: np.random.Generator, name: str, change: float, sampled: bool) ->
         "num_channels": np.full(cell[1:], 3072),
     }
     return StreamData(("cond",), kinds, "bfloat16", arrays, sites)
+
+
+def sums(rng: np.random.Generator, cell: tuple[int, ...], names: tuple[str, ...], length: int) -> NDArray[np.float64]:
+    """Statistics whose every digit is random, but for counts, which are all alike, and maxima, of few digits."""
+    found = rng.lognormal(10, 1, (1, *cell, len(names), length))
+    for row, name in enumerate(names):
+        if name in ("count", "nonfinite"):
+            found[..., row, :] = 4096 * 3072 * (name == "count")
+        if name == "max_abs":
+            found[..., row, :] = bfloat16(found[..., row, :])
+    return found
 
 
 def flux_shard(index: int, change: float, sampled: bool = True) -> Shard:
