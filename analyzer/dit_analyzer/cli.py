@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import shlex
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
-from dit_formats.console import Program, harmless
+from dit_formats.console import Program, harmless, plural
 
 TRACES = click.argument("traces", nargs=-1, required=True, type=click.Path(path_type=Path))
 
@@ -113,3 +116,38 @@ def check(traces: tuple[Path, ...], as_json: bool) -> int:
     if missing:
         raise missing
     return max(health.exit_code for health in found.values())
+
+
+@main.command()
+@click.argument("trace", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="File to write.")
+@click.option("--stats-only", is_flag=True, help="Leave the samples out.")
+@click.option("--force", is_flag=True, help="Replace the file if it is there already.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result for programs.")
+def pack(trace: Path, output: Path, stats_only: bool, force: bool, as_json: bool) -> None:
+    """Join the shards of TRACE into one file, which every command reads as it reads the folder.
+
+    Example: dit-analyze pack out.trace -o out.h5
+    """
+    from dit_formats.pack import pack as join
+    from dit_formats.reader import open_trace
+
+    with open_trace(trace) as opened, _progress(len(opened.prompts)) as done:
+        packed = join(opened, output, stats_only=stats_only, force=force, done=done)
+    if as_json:
+        click.echo(json.dumps({**vars(packed), "path": str(packed.path), "trace": str(trace)}))
+        return
+    size = f"{packed.bytes / 1e6:.1f} MB"
+    of = f" of {packed.asked} asked for" if packed.asked > packed.prompts else ""
+    click.echo(f"{output}: {plural(packed.prompts, 'prompt')}{of}, {size}")
+    click.echo(f"next: dit-analyze summary {shlex.quote(str(output))}", err=True)
+
+
+@contextmanager
+def _progress(length: int) -> Iterator[Callable[[], object]]:
+    """A bar on a terminal, nothing elsewhere; what comes out is called after each of so many things."""
+    if not sys.stderr.isatty():
+        yield lambda: None
+        return
+    with click.progressbar(length=length, file=sys.stderr) as bar:
+        yield lambda: bar.update(1)

@@ -1,4 +1,4 @@
-"""What a trace file is: write, read, check. Knows numpy and h5py, nothing else.
+"""What a trace file is: write, read, check. Knows numpy, h5py and a deflate, nothing else.
 
 Example:
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import product
@@ -23,6 +22,7 @@ from h5py import h5a, h5d, h5l, h5t, h5z
 from numpy.typing import NDArray
 
 from dit_formats import schema
+from dit_formats.deflate import inflated
 from dit_formats.errors import TraceError
 from dit_formats.schema import Array, Layer, Prompt, Run
 
@@ -85,6 +85,31 @@ class ShardFile:
     def samples(self, stream: str, row: int) -> NDArray[np.float32]:
         """Samples of the prompt at `row` of this shard, (branch, kind, layer, position, step)."""
         return self._array(stream, "samples", schema.STREAM["samples"], row)
+
+    def shape(self, stream: str, name: str) -> tuple[int, ...]:
+        """Lengths along the axes of an array."""
+        spec = schema.STREAM.get(name) or schema.OPTIONAL[name]
+        with self._guarded(f"{stream}/{name}"):
+            return self._check_shape(self._dataset(stream, name), stream, f"{stream}/{name}", spec)
+
+    def chunks(self, stream: str, name: str) -> Iterator[tuple[tuple[int, ...], bytes]]:
+        """Offset and stored bytes of every chunk of an array whose chunks hold one prompt.
+
+        All is checked as if it were read, deflate's checksum too.
+        """
+        spec, where = schema.STREAM.get(name) or schema.OPTIONAL[name], f"{stream}/{name}"
+        with self._guarded(where):
+            dataset = self._dataset(stream, name)
+            self._check_type(dataset, where, spec)
+            shape = self._check_shape(dataset, stream, where, spec)
+            if 0 in shape:
+                return
+            chunk = tuple(1 if axis in spec.chunk_axes else n for axis, n in zip(spec.axes, shape))
+            raw = dataset.dtype.itemsize * _product(chunk)
+            for offset in self._check_storage(dataset, where, shape, chunk):
+                stored = dataset.id.read_direct_chunk(offset)[1]
+                self._inflated(where, offset, stored, raw)
+                yield offset, stored
 
     def names(self, stream: str, axis: str) -> tuple[str, ...]:
         """The names along `branch`, `kind` or a statistic's axis."""
@@ -251,13 +276,15 @@ class ShardFile:
     ) -> NDArray[Any]:
         itemsize = dataset.dtype.itemsize
         raw = itemsize * _product(chunk)
-        _, packed = dataset.id.read_direct_chunk(offset)
-        inflater = zlib.decompressobj()
-        data = inflater.decompress(packed, raw + 1)
-        if len(data) != raw or not inflater.eof:
-            self._refuse(where, f"the chunk at {offset} is damaged")
+        data = self._inflated(where, offset, dataset.id.read_direct_chunk(offset)[1], raw)
         planes = np.frombuffer(data, "u1").reshape(itemsize, -1)
         return np.ascontiguousarray(planes.T).view(dataset.dtype).reshape(chunk)
+
+    def _inflated(self, where: str, offset: tuple[int, ...], stored: bytes, raw: int) -> bytes:
+        content = inflated(stored, raw)
+        if content is None:
+            self._refuse(where, f"the chunk at {offset} is damaged")
+        return content
 
     # Attributes --------------------------------------------------------------
 
@@ -287,7 +314,7 @@ class ShardFile:
             yield
         except TraceError:
             raise
-        except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, zlib.error) as error:
+        except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
             what = f"{self.path}: {where or 'the file'} cannot be read ({_one_line(error)})"
             raise TraceError(
                 f"{what}; copy it from its source again, or delete it and trace its prompt anew"

@@ -67,9 +67,14 @@ class Trace:
         return tuple(shard.prompts[row] for shard, row in self._rows)
 
     @property
+    def rows(self) -> list[tuple[ShardFile, int]]:
+        """Shard and place in it of every prompt, in order of `prompts`."""
+        return self._rows
+
+    @property
     def num_asked(self) -> int:
         """The most prompts that a run into this folder was asked for; more than there are means incomplete."""
-        if not self.path.is_dir():
+        if not self.path.is_dir() and "packed" not in self.run.provenance:
             return len(self.prompts)
         asked = [shard.run.provenance.get("num_prompts") for shard in self._shards]
         return max([len(self.prompts), *(n for n in asked if isinstance(n, int))])

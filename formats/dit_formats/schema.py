@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from operator import index
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from dit_formats.errors import PromptError
 
 FORMAT = "dit-trace"
-MAJOR, MINOR = 1, 1
+MAJOR, MINOR = 1, 2
 
 MAX_STRING = 1 << 20
 MAX_CHUNK = 64 << 20
@@ -65,8 +66,8 @@ TABLES = {
 _CELL = ("branch", "kind", "layer")
 STREAM = {
     "samples": Array("f4", ("prompt", *_CELL, "position", "step"), chunk_axes=("prompt", *_CELL)),
-    "step_sums": Array("f8", ("prompt", *_CELL, "step_statistic", "step")),
-    "transition_sums": Array("f8", ("prompt", *_CELL, "transition_statistic", "transition")),
+    "step_sums": Array("f8", ("prompt", *_CELL, "step_statistic", "step"), chunk_axes=("prompt",)),
+    "transition_sums": Array("f8", ("prompt", *_CELL, "transition_statistic", "transition"), chunk_axes=("prompt",)),
     "recorded": Array("u1", (*_CELL, "step")),
     "token": Array("i8", ("kind", "layer", "position"), chunk_axes=("kind", "layer")),
     "channel": Array("i8", ("kind", "layer", "position"), chunk_axes=("kind", "layer")),
@@ -77,8 +78,8 @@ STREAM = {
 OPTIONAL_TABLES = {"prompts": {"arguments": Array("S", ("prompt",))}}
 OPTIONAL = {
     "site": Array("S", ("layer",)),
-    "branch_products": Array("f8", ("prompt", "branch_pair", "kind", "layer", "step")),
-    "pair_products": Array("f8", ("prompt", *_CELL, "step_pair")),
+    "branch_products": Array("f8", ("prompt", "branch_pair", "kind", "layer", "step"), chunk_axes=("prompt",)),
+    "pair_products": Array("f8", ("prompt", *_CELL, "step_pair"), chunk_axes=("prompt",)),
 }
 """Arrays that a stream need not have: names of its layers where they are not those of the file, and sums of products
 of two branches at one step, and of two steps in one branch."""
@@ -148,15 +149,35 @@ class Run:
         return _compact({"settings": self.settings, "provenance": self.provenance})
 
 
+class Cells(Protocol):
+    """An array that is asked for one chunk at a time, so that it need never be in memory as a whole.
+
+    `cells[at]`, with `at` one integer for every axis along which chunks have length 1, is what lies along the others:
+    of `samples`, (position, step) at (prompt, branch, kind, layer). A NumPy array is one.
+    """
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __getitem__(self, at: tuple[int, ...], /) -> NDArray[Any]: ...
+
+
+@dataclass(frozen=True)
+class Reserved:
+    """In place of an array whose chunks are written later."""
+
+    shape: tuple[int, ...]
+
+
 @dataclass(frozen=True)
 class StreamData:
     """All arrays of one stream for one or more prompts; shapes as in the specification, names as in `STREAM` and
-    `OPTIONAL`."""
+    `OPTIONAL`. Chunks are taken in order, each once, and may be made just then, as `Cells` says."""
 
     branches: tuple[str, ...]
     kinds: tuple[str, ...]
     source_dtype: str
-    arrays: dict[str, NDArray[Any]]
+    arrays: Mapping[str, NDArray[Any] | Cells | Reserved]
     sites: tuple[str, ...] = ()
     branch_pairs: tuple[str, ...] = ()
     step_pairs: tuple[str, ...] = ()

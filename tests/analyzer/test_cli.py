@@ -127,3 +127,17 @@ def test_names_in_a_trace_cannot_send_control_codes(tmp_path: Path, shard: objec
     result = run("summary", tmp_path)
     assert "\x1b" not in result.stdout and "\x07" not in result.stdout
     assert "[bold]markup" in result.stdout
+
+
+def test_packed_trace_is_one_more_trace(trace_folder: Path, tmp_path: Path) -> None:
+    target = tmp_path / "new" / "one trace.h5"
+    result = run("pack", trace_folder, "-o", target)
+    assert result.exit_code == 0
+    assert result.stdout.startswith(f"{target}: 3 prompts, ")
+    assert result.stderr == f"next: dit-analyze summary '{target}'\n"
+    assert run("summary", target).stdout == run("summary", trace_folder).stdout
+    again = run("pack", trace_folder, "-o", target)
+    assert again.exit_code == 1 and "--force" in again.stderr and len(again.stderr.splitlines()) == 1
+    stats = run("pack", trace_folder, "-o", target, "--force", "--stats-only", "--json")
+    assert json.loads(stats.stdout)["bytes"] == target.stat().st_size
+    assert run("summary", target).stdout == run("summary", trace_folder).stdout

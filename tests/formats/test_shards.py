@@ -5,19 +5,23 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tracemalloc
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 import xarray as xr
-from dit_formats import TraceError, open_trace, schema
+from dit_formats import TraceError, deflate, open_trace, schema
 from dit_formats.errors import PromptError
 from dit_formats.schema import Prompt, Shard
 from dit_formats.writer import image, write_failure, write_shard
 
 MakeShard = Callable[..., Shard]
+FLOATS = {name for name, spec in schema.STREAM.items() if spec.dtype[0] == "f"}
 
 
 def test_trace_read_back_equals_what_was_written(tmp_path: Path, shard: MakeShard) -> None:
@@ -43,6 +47,87 @@ def test_trace_read_back_equals_what_was_written(tmp_path: Path, shard: MakeShar
                 assert np.array_equal(sums, stream.arrays["transition_sums"][0], equal_nan=True)
             for array in ("recorded", "token", "channel", "weight", "num_tokens", "num_channels"):
                 assert np.array_equal(trace.geometry(name, array), streams[0].arrays[array])
+
+
+def test_hdf5_itself_reads_what_was_written(tmp_path: Path, shard: MakeShard) -> None:
+    one = shard()
+    with h5py.File(write_shard(tmp_path, one)) as file:
+        for name, stream in one.streams.items():
+            for array, values in stream.arrays.items():
+                assert np.array_equal(file[name][array][()], values, equal_nan=array in FLOATS), (name, array)
+
+
+def test_without_isal_the_numbers_are_the_same(
+    tmp_path: Path, shard: MakeShard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deflate, "isal_zlib", None)
+    write_shard(tmp_path, shard())
+    with open_trace(tmp_path) as trace:
+        assert np.array_equal(trace.samples("text", 0), shard().streams["text"].arrays["samples"][0], equal_nan=True)
+
+
+class Asked:
+    """Samples that are made when they are asked for, and remember in which order."""
+
+    def __init__(self, values: np.ndarray) -> None:
+        self.shape, self._values, self.order = values.shape, values, []
+        self._one = np.empty(values.shape[-2:], "f4")
+
+    def __getitem__(self, at: tuple[int, ...]) -> np.ndarray:
+        self.order.append(at)
+        self._one[:] = self._values[at]
+        return self._one
+
+
+def test_samples_are_asked_for_chunk_by_chunk_in_order(shard: MakeShard) -> None:
+    one = shard()
+    streams = {
+        name: replace(stream, arrays={**stream.arrays, "samples": Asked(stream.arrays["samples"])})
+        for name, stream in one.streams.items()
+    }
+    assert image(replace(one, streams=streams)) == image(one)
+    for stream in streams.values():
+        asked = stream.arrays["samples"]
+        assert asked.order == list(np.ndindex(*asked.shape[:4]))
+
+
+def test_a_chunk_of_another_shape_is_refused(shard: MakeShard) -> None:
+    one = shard()
+
+    class Turned(Asked):
+        def __getitem__(self, at: tuple[int, ...]) -> np.ndarray:
+            return super().__getitem__(at).T
+
+    arrays = {**one.streams["text"].arrays, "samples": Turned(one.streams["text"].arrays["samples"])}
+    with pytest.raises(ValueError, match="a chunk of shape"):
+        image(replace(one, streams={"text": replace(one.streams["text"], arrays=arrays)}))
+
+
+def test_a_shard_is_in_memory_once(shard: MakeShard) -> None:
+    one = shard()
+    rng = np.random.default_rng(0)
+
+    class Noise:
+        shape = 1, 2, 3, 2, 1 << 16, 5
+
+        def __getitem__(self, at: tuple[int, ...]) -> np.ndarray:
+            return rng.random(self.shape[-2:], "f4")
+
+    positions = np.zeros((3, 2, 1 << 16))
+    places = {name: positions for name in ("token", "channel", "weight")}
+    latent = replace(one.streams["latent"], arrays={**one.streams["latent"].arrays, **places, "samples": Noise()})
+    tracemalloc.start()
+    content = image(replace(one, streams={"latent": latent}))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(content) > 12e6
+    assert peak < 1.8 * len(content)  # and a few chunks
+
+
+def test_shards_are_built_in_several_threads_at_once(shard: MakeShard) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        built = list(pool.map(image, [shard(index) for index in range(8)]))
+    assert built == [image(shard(index)) for index in range(8)]
 
 
 def test_single_shard_is_a_trace(trace_folder: Path) -> None:
