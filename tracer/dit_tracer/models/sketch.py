@@ -41,10 +41,12 @@ class Activation:
 
     Args:
         tokens: Of one image, over all frames; of texts, as many as a prompt may have.
+        present: Of these, as many as there were.
         seen: Steps in which it was handed over.
     """
 
     tokens: int
+    present: int
     channels: int
     dtype: torch.dtype
     seen: set[int] = field(default_factory=set)
@@ -140,7 +142,7 @@ def sketch(
         folds = len(tensor) // clock.batch if len(tensor) % clock.batch == 0 else 1
         tokens, heads = tensor.shape[-2], tensor.shape[1] if tensor.ndim == 4 else 1
         longest = max(tokens, text_tokens) if key[0] == "text" else tokens
-        one = Activation(folds * longest, heads * tensor.shape[-1], tensor.dtype)
+        one = Activation(folds * longest, folds * tokens, heads * tensor.shape[-1], tensor.dtype)
         for branch in clock.branches:
             found.setdefault(key, {}).setdefault(branch, one).seen.add(clock.step)
 
