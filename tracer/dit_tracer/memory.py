@@ -10,6 +10,7 @@ import torch
 
 from dit_tracer.models.sketch import Sketch
 from dit_tracer.recording.history import HELD
+from dit_tracer.recording.settings import What
 
 QUEUE = 256 << 20
 """Bytes of results that may wait on the host to be written."""
@@ -52,6 +53,13 @@ def choose(need: int, own: int, device: int | None, host: int, exact: bool = Fal
 def own_work(sketch: Sketch) -> int:
     """Bytes that the model's own work is taken to need beside its weights."""
     return max(OWN, AT_WORK * sketch.largest_nbytes)
+
+
+def anchors(sketch: Sketch, what: What) -> int:
+    """Bytes of the steps that wait for a later one, where products of pairs of steps were asked for."""
+    last = {first: max(late for one, late in what.step_pairs if one == first) for first, _ in what.step_pairs}
+    waiting = [sum(first <= step < last[first] for first in last) for step in last]
+    return max(waiting, default=0) * sketch.step_nbytes
 
 
 def kept(sketch: Sketch, previous: str) -> tuple[int, int]:

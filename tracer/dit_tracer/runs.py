@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from itertools import combinations
@@ -12,11 +13,13 @@ from dit_formats.errors import ConflictError, PresentError
 from dit_formats.schema import Prompt, told_differences
 
 from dit_tracer.calls import check, generate, opened, parameters, subject, varying
+from dit_tracer.forecast import first_steps, present, refuse_full_disk, settled
 from dit_tracer.models.schedulers import num_steps
 from dit_tracer.progress import progress
 from dit_tracer.recording.call import arguments, own_arguments
 from dit_tracer.recording.recorder import Recorder, existing_trace
 from dit_tracer.recording.settings import Sample, What
+from dit_tracer.sizes import size_of
 from dit_tracer.work import Task, Work
 
 
@@ -41,6 +44,8 @@ def run(
     step_pairs: tuple[tuple[int, int], ...] | None = (),
     defaults: dict[str, Any] | None = None,
     quiet: bool = False,
+    previous: str | None = None,
+    ignore_disk: bool = False,
 ) -> Outcome:
     """Trace every prompt that the trace at `path` does not hold yet; one that fails leaves a note, and the run goes on.
 
@@ -49,10 +54,13 @@ def run(
         call: Arguments of the pipeline beside prompt and generator.
         step_pairs: Of which to record dot products; None for all there are, which only the loaded scheduler knows.
         defaults: Further arguments, left out where the pipeline does not know them.
+        previous: Where to keep the step before, one of `recording.history.PREVIOUS`; None for what memory allows.
+        ignore_disk: Start also where the disk has less room than the trace is expected to need.
 
     Raises:
         TraceError: There is something else at `path`, or a trace of other settings.
         LookupError: The pipeline does not take these arguments.
+        DiskError: There is no room on the disk.
     """
     before = existing_trace(path)
     pipeline = load()
@@ -61,6 +69,16 @@ def run(
     check(pipeline, call, work)
     what = replace(what, step_pairs=_pairs(step_pairs, pipeline, call.get("num_inference_steps", 0)))
     varies = varying(pipeline, work)
+    missing = len(work.tasks) - present(before, work)
+    sketch = first_steps(model, pipeline, call, what, work.tasks[0]) if missing else None
+    if sketch:
+        if not ignore_disk:
+            refuse_full_disk(path, size_of(sketch, what, sample), missing)
+        what, told = settled(sketch, what, previous, before, getattr(pipeline, "_execution_device", pipeline.device))
+        if not quiet:
+            print(told, file=sys.stderr)
+    elif previous:
+        what = replace(what, previous=previous)
     outcome = Outcome()
     with Recorder(pipeline, path, model, sample, before, num_prompts=len(work.tasks), what=what) as recorder:
         recorder.expect(varies, **call)
