@@ -79,11 +79,12 @@ class _Remembering(click.Command):
               help="Also what leaves this block, as transformer_blocks.9; may be repeated.")  # fmt: skip
 @click.option("--halves", is_flag=True, help="Also dot products between the halves of guidance.")
 @click.option("--step-pairs", metavar="PAIRS", help="Also dot products between these steps: 0:10,5:25, or all.")
-@click.option("--sample", type=click.IntRange(min=0), help="Values kept of each activation, a quarter of that for text. "
-              " [default: 4096; with --pilot 1024]")  # fmt: skip
-@click.option(
-    "--stats-only", is_flag=True, help="Keep exact statistics and no values; no archive, but under 1 MB a prompt."
-)
+@click.option("--sample", type=click.IntRange(min=0), help="Values kept of each activation, a quarter of that for "
+              "text.  [default: 4096; with --pilot 1024]")  # fmt: skip
+@click.option("--stats-only", is_flag=True, help="Keep exact statistics and no values: no archive, but small.")
+@click.option("--pilot", is_flag=True,
+              help="Keep more values of the channels that change most, as one more generation shows: the same error "
+              "with fewer values.")  # fmt: skip
 @click.option("--previous", type=click.Choice(["device", "host", "subset"]),
               help="Where to keep the step before, which exact changes need; subset keeps 2^18 values of each "
               "activation, and changes are estimates.  [default: the first that memory allows]")  # fmt: skip
@@ -115,6 +116,7 @@ def run(
     step_pairs: str | None,
     sample: int | None,
     stats_only: bool,
+    pilot: bool,
     previous: str | None,
     ignore_disk: bool,
     dry_run: bool,
@@ -141,7 +143,7 @@ def run(
     numbers = [42 if seed is None else seed] if seeds is None else _seeds(seeds)
     further = _arguments(pipeline_kwargs)
     chosen, pairs = _kinds(kinds), _step_pairs(step_pairs)
-    values = _values(sample, stats_only)
+    values = _values(sample, stats_only, pilot)
     try:
         from dit_tracer import runs
         from dit_tracer.forecast import forecast
@@ -196,6 +198,7 @@ def run(
         what=what,
         step_pairs=pairs,
         previous=previous,
+        pilot=pilot,
         ignore_disk=ignore_disk,
         quiet=quiet,
     )
@@ -291,11 +294,13 @@ def _step_pairs(text: str | None) -> tuple[tuple[int, int], ...] | None:
     return tuple(sorted(set(pairs)))
 
 
-def _values(sample: int | None, stats_only: bool) -> int:
+def _values(sample: int | None, stats_only: bool, pilot: bool) -> int:
     """How many values of an activation are kept."""
     if stats_only and sample:
         raise click.UsageError(f"--stats-only keeps no values, and --sample {sample} asks for some; give one of them")
-    return 0 if stats_only else 4096 if sample is None else sample
+    if pilot and (stats_only or sample == 0):
+        raise click.UsageError("--pilot decides which values are kept, and none are to be; leave it out")
+    return 0 if stats_only else sample if sample is not None else 1024 if pilot else 4096
 
 
 def _announce(model: Model, changed: set[str]) -> None:

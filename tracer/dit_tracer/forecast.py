@@ -204,8 +204,8 @@ def refuse_full_disk(path: Path, size: Size, missing: int) -> None:
     need, free = missing * size.file, free_disk(path)
     if need > free:
         raise DiskError(
-            f"{path}: {plural(missing, 'prompt')} would take about {told_bytes(need)}, and {told_bytes(free)} are free; "
-            "give another output, fewer prompts (-n) or a smaller --sample, or start anyway with --ignore-disk"
+            f"{path}: {plural(missing, 'prompt')} would take about {told_bytes(need)}, and {told_bytes(free)} are "
+            "free; give another output, fewer prompts or a smaller --sample, or start anyway with --ignore-disk"
         )
 
 

@@ -6,17 +6,18 @@ known how well they compress.
 
 from __future__ import annotations
 
-import io
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import h5py
 import numpy as np
 from dit_formats.schema import (
+    OPTIONAL,
     STACK,
     STACK_STATISTICS,
     STEP_STATISTICS,
+    STREAM,
     TRANSITION_STATISTICS,
     Prompt,
     Run,
@@ -27,7 +28,7 @@ from dit_formats.writer import image
 
 from dit_tracer.models.sketch import Activation, Sketch
 from dit_tracer.recording.generation import Key
-from dit_tracer.recording.settings import Sample, What
+from dit_tracer.recording.settings import Sample, What, provenance
 from dit_tracer.recording.stack import SITES
 
 VALUE_BITS = {"float32": 25.3, "float16": 12.8, "bfloat16": 9.5}
@@ -58,8 +59,8 @@ def size_of(sketch: Sketch, what: What, sample: Sample, settings: dict[str, Any]
     Args:
         settings: What the trace will say about the run; about as long a text if it is not known.
     """
-    bare = image(_shard(sketch, what, settings))
-    arrays, file = _nbytes(bare), len(bare)
+    bare = _shard(sketch, what, settings)
+    arrays, file = _nbytes(bare), len(image(bare))
     for stream in sketch.streams:
         kinds, layers = _cells(sketch, stream)
         found = {key: list(one.values()) for key, one in sketch.activations.items() if key[0] == stream}
@@ -116,7 +117,7 @@ def _shard(sketch: Sketch, what: What, settings: dict[str, Any] | None) -> Shard
         settings = {"transformers": sketch.configs, "call": "".join(map(chr, rng.integers(97, 123, NAMES)))}
     steps = np.linspace(1, 0, sketch.steps)
     streams = {stream: _stream(sketch, stream, what, rng) for stream in sketch.streams}
-    run = Run(json.loads(json.dumps(settings, default=str)), {})
+    run = Run(json.loads(json.dumps(settings, default=str)), provenance(len(sketch.layers), "cpu"))
     return Shard(run, (Prompt(0, "a" * 60),), sketch.layers, steps * 1000, steps, streams)
 
 
@@ -162,9 +163,30 @@ def _sums(count: int, names: tuple[str, ...], steps: int, constant: bool, rng: n
     return np.stack([row.astype("f4") if name == "max_abs" else row for name, row in zip(names, rows)])
 
 
-def _nbytes(shard: Any) -> int:
-    """Bytes of all arrays of a shard."""
-    found = []
-    with h5py.File(io.BytesIO(shard), "r") as file:
-        file.visititems(lambda _, item: found.append(item.nbytes) if isinstance(item, h5py.Dataset) else None)
-    return sum(found)
+def _nbytes(shard: Shard) -> int:
+    """Bytes of all arrays of a shard, and of the scales along their axes."""
+    texts = [[prompt.text for prompt in shard.prompts], [one.name for one in shard.layers]]
+    total = len(shard.run.to_json().encode()) + sum(map(_text_nbytes, [*texts, [one.type for one in shard.layers]]))
+    total += 8 * (4 * len(shard.prompts) + 2 * len(shard.layers) + 3 * len(shard.timesteps))
+    for stream in shard.streams.values():
+        named = {
+            "branch": stream.branches,
+            "kind": stream.kinds,
+            "step_statistic": STEP_STATISTICS,
+            "transition_statistic": stream.transition_statistics,
+            "branch_pair": stream.branch_pairs,
+            "step_pair": stream.step_pairs,
+        }
+        lengths = {
+            axis: length
+            for name, array in stream.arrays.items()
+            for axis, length in zip((STREAM | OPTIONAL)[name].axes, array.shape)
+        }
+        total += sum(array.nbytes for array in stream.arrays.values()) + _text_nbytes(stream.sites)
+        total += sum(_text_nbytes(named[axis]) if axis in named else 8 * n for axis, n in lengths.items())
+    return total
+
+
+def _text_nbytes(texts: Sequence[str]) -> int:
+    """Bytes of texts of one length."""
+    return len(texts) * max(map(len, texts), default=0)
