@@ -72,7 +72,7 @@ def settled(folder: Path, signature: str, sample: Sample, fly: Callable[[], dict
 
 
 def fly(pipeline: Any, call: dict[str, Any], what: What, task: Task) -> dict[Key, tuple[int, NDArray[np.float64]]]:
-    """Tokens of every activation and S_c: the deviation of |d| over tokens in each channel, averaged over transitions."""
+    """Tokens of every activation, and S_c: the deviation of |d| over tokens in each channel, over all transitions."""
     networks = find_networks(pipeline)
     given = arguments(pipeline, (), call | subject(pipeline, task.text))
     text_tokens = longest_text(pipeline, networks, given)
@@ -145,7 +145,11 @@ def _read(path: Path, signature: str, sample: Sample) -> Pilot:
 
 
 def _check(one: Allotment, tokens: int, n: int) -> None:
-    """Raises: ValueError: Not every group can have the positions that it is given, or they are not as many as wanted."""
+    """Refuse an allotment that cannot be had, or is not as large as wanted.
+
+    Raises:
+        ValueError: It is one.
+    """
     members = np.bincount(one.group, minlength=len(one.count))
     wanted = min(n, tokens * len(one.group))
     if len(members) != len(one.count) or (members < 1).any() or (one.count < 1).any():
