@@ -15,6 +15,7 @@ from dit_formats.console import Program, plural
 if TYPE_CHECKING:
     from dit_formats.prompts import Request
 
+    from dit_tracer.forecast import Forecast
     from dit_tracer.models.catalog import Model
 
 LAST_SEED = 2**63 - 1
@@ -40,7 +41,15 @@ def main() -> None:
 main.interrupted = ("stopped; every finished prompt is kept, and the same command goes on from there", 75)
 
 
-@main.command()
+class _Remembering(click.Command):
+    """A command that keeps the words it was called with."""
+
+    def parse_args(self, context: click.Context, words: list[str]) -> list[str]:
+        context.meta["words"] = list(words)
+        return super().parse_args(context, words)
+
+
+@main.command(cls=_Remembering)
 @click.argument("model")
 @click.option("-p", "--prompts", help="A text, or a .txt, .csv, COCO .json or .jsonl file; a line of the "
               "last may add arguments of the pipeline.  [default: built in]")  # fmt: skip
@@ -70,8 +79,17 @@ main.interrupted = ("stopped; every finished prompt is kept, and the same comman
               help="Also what leaves this block, as transformer_blocks.9; may be repeated.")  # fmt: skip
 @click.option("--halves", is_flag=True, help="Also dot products between the halves of guidance.")
 @click.option("--step-pairs", metavar="PAIRS", help="Also dot products between these steps: 0:10,5:25, or all.")
-@click.option("--sample", type=click.IntRange(min=0), default=4096, show_default=True,
-              help="Values kept of each activation, a quarter of that for text; 0 for statistics only.")  # fmt: skip
+@click.option("--sample", type=click.IntRange(min=0), help="Values kept of each activation, a quarter of that for "
+              "text.  [default: 4096; with --pilot 1024]")  # fmt: skip
+@click.option("--stats-only", is_flag=True, help="Keep exact statistics and no values: no archive, but small.")
+@click.option("--pilot", is_flag=True,
+              help="Keep more values of the channels that change most, as one more generation shows: the same error "
+              "with fewer values.")  # fmt: skip
+@click.option("--previous", type=click.Choice(["device", "host", "subset"]),
+              help="Where to keep the step before, which exact changes need; subset keeps 2^18 values of each "
+              "activation, and changes are estimates.  [default: the first that memory allows]")  # fmt: skip
+@click.option("--ignore-disk", is_flag=True, help="Start even if the disk seems too small.")
+@click.option("--dry-run", is_flag=True, help="Say what would be recorded, and how large it would be; write nothing.")
 @click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def run(
@@ -96,7 +114,12 @@ def run(
     boundary: tuple[str, ...],
     halves: bool,
     step_pairs: str | None,
-    sample: int,
+    sample: int | None,
+    stats_only: bool,
+    pilot: bool,
+    previous: str | None,
+    ignore_disk: bool,
+    dry_run: bool,
     quiet: bool,
     as_json: bool,
 ) -> int:
@@ -120,8 +143,10 @@ def run(
     numbers = [42 if seed is None else seed] if seeds is None else _seeds(seeds)
     further = _arguments(pipeline_kwargs)
     chosen, pairs = _kinds(kinds), _step_pairs(step_pairs)
+    values = _values(sample, stats_only, pilot)
     try:
         from dit_tracer import runs
+        from dit_tracer.forecast import forecast
         from dit_tracer.models import loading, schedulers
         from dit_tracer.recording.settings import Sample, What
         from dit_tracer.work import plan
@@ -143,6 +168,25 @@ def run(
         _announce(found, _changed(call | work.shared, found, steps=steps, dtype=dtype or pipeline.device.type == "cpu"))
         return pipeline
 
+    kept = Sample(latent=values, text=-(-values // 4))
+    what = What(chosen, not no_stack, boundaries=boundary, halves=halves, attention=attention)
+    if dry_run:
+        found = forecast(
+            found,
+            load,
+            work,
+            output,
+            call=call,
+            sample=kept,
+            what=what,
+            step_pairs=pairs,
+            steps=planned,
+            scheduler=other,
+            dtype=dtype,
+            device=device,
+            previous=previous,
+        )
+        return _foretell(found, as_json)
     outcome = runs.run(
         load,
         work,
@@ -150,9 +194,12 @@ def run(
         model=found.name,
         call=call | ({"num_inference_steps": steps} if steps else {}),
         defaults={"num_inference_steps": found.steps},
-        sample=Sample(latent=sample, text=-(-sample // 4)),
-        what=What(chosen, not no_stack, boundaries=boundary, halves=halves, attention=attention),
+        sample=kept,
+        what=what,
         step_pairs=pairs,
+        previous=previous,
+        pilot=pilot,
+        ignore_disk=ignore_disk,
         quiet=quiet,
     )
     return _report(output, outcome, as_json)
@@ -247,6 +294,15 @@ def _step_pairs(text: str | None) -> tuple[tuple[int, int], ...] | None:
     return tuple(sorted(set(pairs)))
 
 
+def _values(sample: int | None, stats_only: bool, pilot: bool) -> int:
+    """How many values of an activation are kept."""
+    if stats_only and sample:
+        raise click.UsageError(f"--stats-only keeps no values, and --sample {sample} asks for some; give one of them")
+    if pilot and (stats_only or sample == 0):
+        raise click.UsageError("--pilot decides which values are kept, and none are to be; leave it out")
+    return 0 if stats_only else sample if sample is not None else 1024 if pilot else 4096
+
+
 def _announce(model: Model, changed: set[str]) -> None:
     """Say before anything runs what a reader of the numbers has to know about the model.
 
@@ -293,6 +349,18 @@ def _arguments(text: str) -> dict[str, Any]:
         if name in arguments:
             raise click.UsageError(f"--pipeline-kwargs may not set {name}; the options -p, --seed and --steps do")
     return arguments
+
+
+def _foretell(forecast: Forecast, as_json: bool) -> int:
+    words = [word for word in click.get_current_context().meta["words"] if word != "--dry-run"]
+    command = f"dit-trace run {shlex.join(words)}"
+    if as_json:
+        click.echo(json.dumps(forecast.as_json() | {"command": command}))
+        return 0
+    for line in forecast.lines():
+        click.echo(line)
+    click.echo(f"\n{command}")
+    return 0
 
 
 def _report(output: Path, outcome: Any, as_json: bool) -> int:

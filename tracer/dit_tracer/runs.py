@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from itertools import combinations
@@ -9,14 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from dit_formats.errors import ConflictError, PresentError
-from dit_formats.schema import Prompt, told_differences
+from dit_formats.reader import Trace
+from dit_formats.schema import Prompt, Run, told_differences
 
 from dit_tracer.calls import check, generate, opened, parameters, subject, varying
+from dit_tracer.forecast import first_steps, present, refuse_full_disk, settled
 from dit_tracer.models.schedulers import num_steps
+from dit_tracer.pilot import fly
+from dit_tracer.pilot import settled as settled_pilot
 from dit_tracer.progress import progress
-from dit_tracer.recording.call import arguments, own_arguments
+from dit_tracer.recording.call import arguments, call_settings, own_arguments
 from dit_tracer.recording.recorder import Recorder, existing_trace
-from dit_tracer.recording.settings import Sample, What
+from dit_tracer.recording.settings import Sample, What, describe
+from dit_tracer.recording.sites import find_networks
+from dit_tracer.sizes import size_of
 from dit_tracer.work import Task, Work
 
 
@@ -41,6 +48,9 @@ def run(
     step_pairs: tuple[tuple[int, int], ...] | None = (),
     defaults: dict[str, Any] | None = None,
     quiet: bool = False,
+    previous: str | None = None,
+    pilot: bool = False,
+    ignore_disk: bool = False,
 ) -> Outcome:
     """Trace every prompt that the trace at `path` does not hold yet; one that fails leaves a note, and the run goes on.
 
@@ -49,10 +59,14 @@ def run(
         call: Arguments of the pipeline beside prompt and generator.
         step_pairs: Of which to record dot products; None for all there are, which only the loaded scheduler knows.
         defaults: Further arguments, left out where the pipeline does not know them.
+        previous: Where to keep the step before, one of `recording.history.PREVIOUS`; None for what memory allows.
+        pilot: Allot the sample to channels by one more generation of the first prompt.
+        ignore_disk: Start also where the disk has less room than the trace is expected to need.
 
     Raises:
         TraceError: There is something else at `path`, or a trace of other settings.
         LookupError: The pipeline does not take these arguments.
+        DiskError: There is no room on the disk.
     """
     before = existing_trace(path)
     pipeline = load()
@@ -61,9 +75,22 @@ def run(
     check(pipeline, call, work)
     what = replace(what, step_pairs=_pairs(step_pairs, pipeline, call.get("num_inference_steps", 0)))
     varies = varying(pipeline, work)
+    missing = len(work.tasks) - present(before, work)
+    sketch = first_steps(model, pipeline, call, what, work.tasks[0]) if missing else None
+    if sketch:
+        if not ignore_disk:
+            refuse_full_disk(path, size_of(sketch, what, sample), missing)
+        what, told = settled(sketch, what, previous, before, getattr(pipeline, "_execution_device", pipeline.device))
+    elif previous:
+        what = replace(what, previous=previous)
+    sample, chosen = _piloted(pipeline, path, model, before, call, sample, what, work) if pilot else (sample, None)
     outcome = Outcome()
-    with Recorder(pipeline, path, model, sample, before, num_prompts=len(work.tasks), what=what) as recorder:
+    with Recorder(
+        pipeline, path, model, sample, before, num_prompts=len(work.tasks), what=what, pilot=chosen
+    ) as recorder:
         recorder.expect(varies, **call)
+        if sketch and not quiet:
+            print(told, file=sys.stderr)
         taken, missing = recorder.indices, []
         for index, task in enumerate(work.tasks):
             if recorder.has(task.text, task.seed):
@@ -88,6 +115,28 @@ def run(
                 if not outcome.traced + outcome.present:
                     break  # what the very first prompt cannot do, the others can hardly
     return outcome
+
+
+def _piloted(
+    pipeline: Any,
+    path: Path,
+    model: str,
+    before: Trace | None,
+    call: dict[str, Any],
+    sample: Sample,
+    what: What,
+    work: Work,
+) -> tuple[Sample, Any]:
+    """The sample as a pilot allots it, and for a new trace shapes and positions; others have them in their shards."""
+    if before:
+        held = before.run.settings.get("sample", {})
+        return replace(sample, pilot=str(held.get("pilot") or "new") if isinstance(held, dict) else "new"), None
+    networks = find_networks(pipeline)
+    asked = describe(pipeline, networks, model, sample) | {"recorded": what.as_settings(what.kinds_for(networks))}
+    whose = Run(asked | {"call": call_settings(arguments(pipeline, (), call))}, {}).signature
+    first = work.tasks[0]
+    found = settled_pilot(path, whose, sample, lambda: fly(pipeline, call, what, first))
+    return replace(sample, pilot=found.hash), (found.shapes, found.positions(sample.seed))
 
 
 def _free(index: int, taken: set[int], count: int) -> int:

@@ -13,6 +13,8 @@ from dit_formats.reader import Trace
 from dit_formats.schema import STEP_STATISTICS
 from numpy.typing import NDArray
 
+from dit_analyzer.measures.errors import strata_of, weighted_error
+
 AXES = ("prompt", "branch", "stream", "kind", "layer", "transition")
 
 Means = dict[str, NDArray[np.float64]]
@@ -99,7 +101,7 @@ def _sampled_means(trace: Trace, stream: str, lag: int) -> Means:
         x = trace.samples(stream, prompt).astype(np.float64)
         change = np.abs(x[..., lag:] - x[..., :-lag])
         means_of_prompt = _means_of_samples(x, change, weight, lag)
-        rows.append(means_of_prompt | {"se": standard_error(change, channel, *numbers)})
+        rows.append(means_of_prompt | {"se": _error(change, channel, weight[..., 0], *numbers)})
     means = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
     steps = dict(zip(STEP_STATISTICS, np.moveaxis(trace.step_sums(stream), -2, 0)))
     whole = np.where(trace.geometry(stream, "recorded"), (numbers[0] * numbers[1])[..., None], np.nan)
@@ -129,6 +131,24 @@ def _means_of_samples(
         "square": mean(before**2),
         "next_square": mean(after**2),
     }
+
+
+def _error(
+    change: NDArray[np.float64],
+    channel: NDArray[np.int64],
+    weight: NDArray[np.float64],
+    num_tokens: NDArray[np.int64],
+    num_channels: NDArray[np.int64],
+) -> NDArray[np.float64]:
+    """Standard error of the mean of |d|, (branch, kind, layer, transition), by the formula that the weights ask for."""
+    result = standard_error(change, channel, num_tokens, num_channels)
+    for kind, layer in np.argwhere((channel >= 0).any(-1)):
+        kept = channel[kind, layer] >= 0
+        own, mine = weight[kind, layer][kept], channel[kind, layer][kept]
+        if np.ptp(own) > 1e-9 * own.max() and len(own) > 1:
+            size = int(num_tokens[kind, layer] * num_channels[kind, layer])
+            result[:, kind, layer] = weighted_error(change[:, kind, layer][:, kept], own, strata_of(mine, own), size)
+    return result
 
 
 def standard_error(

@@ -53,14 +53,32 @@ def parameters(module: torch.nn.Module) -> int:
     return sum(weight.numel() for weight in module.parameters())
 
 
-def probe(name: str) -> dict[str, Any]:
+def probe(name: str, call: dict[str, Any] | None = None, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
     """Arguments of one forward of `meta_transformers(name)["transformer"]`, as its pipeline makes them.
 
-    Sizes, frames and text length are those of the catalog; with guidance in one batch, the batch holds both halves.
+    With guidance in one batch, the batch holds both halves.
+
+    Args:
+        call: Sizes, frames, text length and guidance, where they are not those of the catalog.
     """
     model = _one_of_the_seven(name)
+    call = model.call | (call or {})
     with torch.device("meta"):
-        return _PROBES[name](config(name), model.call)
+        given = _PROBES[name](config(name), call)
+    if call[model.guidance] <= 1:
+        given = _one_half(given)
+    return given | {name: given[name].to(dtype) for name in _OF_MODEL if name in given}
+
+
+_OF_MODEL = ("hidden_states", "encoder_hidden_states", "pooled_projections", "timestep")
+"""Arguments that have the precision of the model."""
+
+
+def _one_half(given: Any) -> Any:
+    """The arguments without the second half of the batch."""
+    if isinstance(given, dict):
+        return {name: _one_half(value) for name, value in given.items()}
+    return given[:1] if isinstance(given, torch.Tensor) and len(given) == 2 else given
 
 
 @contextmanager

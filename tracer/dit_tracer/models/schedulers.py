@@ -99,6 +99,16 @@ def num_steps(pipeline: Any, steps: int) -> int | None:
         return None
 
 
+def count(choice: Choice, steps: int) -> int:
+    """How many steps a scheduler makes of so many that are asked for, without a pipeline."""
+    try:
+        scheduler = choice.kind.from_config(dict(choice.config or {}) | {"use_dynamic_shifting": False})
+        scheduler.set_timesteps(num_inference_steps=steps)
+        return len(scheduler.timesteps)
+    except Exception:  # whatever a configuration of somebody else makes a scheduler do; the run will tell
+        return steps
+
+
 # Which one
 
 

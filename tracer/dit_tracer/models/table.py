@@ -5,25 +5,27 @@ from __future__ import annotations
 import json
 import re
 import shlex
-import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
 import click
 import torch
-from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
+from diffusers import DiffusionPipeline
 from dit_formats.console import harmless
-from torch import Tensor, nn
+from dit_formats.schema import KINDS
+from torch import nn
 
 from dit_tracer.models.catalog import BUNDLED, MODELS, SEVEN, Model, find
+from dit_tracer.models.fullsize import meta_transformers
 from dit_tracer.models.loading import LoadError, hub_advice, hush, load
-from dit_tracer.recording.capture import Capture
-from dit_tracer.recording.clock import Clock
+from dit_tracer.models.sketch import Sketch, of_pipeline, of_the_seven
 from dit_tracer.recording.settings import What
 from dit_tracer.recording.sites import find_attention, find_networks
+from dit_tracer.work import Task
+
+_LAYERS = What(kinds=KINDS, stack=False)
 
 
 @dataclass
@@ -56,15 +58,13 @@ def table_of(name: str) -> Table:
     """
     model = find(name)
     if model is SEVEN.get(model.name):
-        from dit_tracer.models import fullsize
-
-        networks = fullsize.meta_transformers(model.name)
-        with fullsize.on_meta():
-            rows = _seen(networks, lambda: networks["transformer"](**fullsize.probe(model.name)))
+        networks = meta_transformers(model.name)
+        rows = _rows(of_the_seven(model, {}, _LAYERS, model.steps))
     elif model is BUNDLED.get(model.name) or model.random_weights:
         pipeline = load(model, device="cpu")
         networks = find_networks(pipeline)
-        rows = _seen(networks, lambda: _few_steps(pipeline, model), pipeline.scheduler)
+        text = model.captions(1)[0] if model.captions else "a red bus"
+        rows = _rows(of_pipeline(pipeline, model.call | {"num_inference_steps": model.steps}, _LAYERS, Task(text, 0)))
     else:
         networks = _from_configuration(model.source)
         rows = [Row(site.name, site.type or "-", site.heads) for site in find_attention(networks)]
@@ -143,37 +143,15 @@ def _large(count: int) -> str:
     return f"{count / 1e9:.2f} B" if count >= 1e8 else f"{count / 1e6:.2f} M"
 
 
-def _seen(networks: dict[str, nn.Module], run: Any, scheduler: Any = None) -> list[Row]:
-    """What the layers of the networks are given when `run` runs them."""
-    rows: dict[str, Row] = {}
-
-    def sink(layer: str, stream: str, kind: str, tensor: Tensor, lengths: list[int] | None) -> None:
-        row = rows.setdefault(layer, Row(layer, "", 0))
-        batch = clock.batch if len(tensor) % clock.batch == 0 else len(tensor)
-        count = len(tensor) // batch * tensor.shape[-2]
-        row.tokens.setdefault(kind, {})[stream] = count
+def _rows(found: Sketch) -> list[Row]:
+    """What the layers are given."""
+    rows = {layer.name: Row(layer.name, layer.type, layer.heads) for layer in found.layers}
+    for (stream, kind, layer), by_branch in found.activations.items():
+        first = next(iter(by_branch.values()))
+        rows[layer].tokens.setdefault(kind, {})[stream] = first.tokens
         if kind == "k":
-            row.channels = tensor.shape[-1] * (tensor.shape[1] if tensor.ndim == 4 else 1)
-
-    clock = Clock(SimpleNamespace(scheduler=scheduler or FlowMatchEulerDiscreteScheduler()), networks)
-    capture = Capture(networks, clock, sink)
-    with ExitStack() as stack:
-        stack.enter_context(clock)
-        stack.enter_context(capture)
-        stack.enter_context(torch.no_grad())
-        stack.enter_context(warnings.catch_warnings())
-        warnings.simplefilter("ignore")  # of the libraries, about themselves
-        run()
-    for site in capture.fired.values():
-        rows[site.name].type, rows[site.name].heads = site.type, site.heads
-    return [rows[name] for name in capture.fired]
-
-
-def _few_steps(pipeline: Any, model: Model) -> None:
-    """As many steps as run every network: the second transformer of Wan 2.2 has its own part of them."""
-    captions = model.captions(1) if model.captions else ["a red bus"]
-    generator = torch.Generator().manual_seed(0)
-    pipeline(prompt=captions[0], generator=generator, num_inference_steps=3, output_type="latent", **model.call)
+            rows[layer].channels = first.channels
+    return list(rows.values())
 
 
 def _from_configuration(source: str) -> dict[str, nn.Module]:

@@ -61,9 +61,17 @@ class Places:
     Args:
         shapes: Tokens and channels that activations had in earlier runs.
         text_tokens: Tokens that the text of a prompt may have.
+        chosen: Positions that were chosen before, by a pilot.
     """
 
-    def __init__(self, sample: Sample, shapes: dict[Key, tuple[int, int]] | None = None, text_tokens: int = 0) -> None:
+    def __init__(
+        self,
+        sample: Sample,
+        shapes: dict[Key, tuple[int, int]] | None = None,
+        text_tokens: int = 0,
+        chosen: dict[Key, Positions] | None = None,
+    ) -> None:
+        self._chosen = chosen or {}
         self._sample = sample
         self._places: dict[Key, Place] = {}
         self._shapes = dict(shapes or {})
@@ -89,7 +97,7 @@ class Places:
                 f"{known[0]} and {known[1]} before; trace other sizes into another folder"
             )
         if key not in self._places:
-            chosen = positions(*known, self._sample.size(stream), self._sample.seed, *key)
+            chosen = self._chosen.get(key) or positions(*known, self._sample.size(stream), self._sample.seed, *key)
             fold, token = np.divmod(chosen.token, room)
             head, channel = np.divmod(chosen.channel, width)
             index = tuple(torch.from_numpy(axis) for axis in (fold, head, token, channel))
@@ -118,7 +126,7 @@ class Places:
             at, kept = (kinds.index(key[1]), layers.index(key[2])), len(place.positions.token)
             arrays["num_tokens"][at], arrays["num_channels"][at] = self._shapes[key]
             arrays["token"][at][:kept], arrays["channel"][at][:kept] = place.positions.token, place.positions.channel
-            arrays["weight"][at][:kept] = 1 / max(kept, 1)
+            arrays["weight"][at][:kept] = place.positions.weights
         return arrays
 
 
@@ -291,6 +299,18 @@ def shapes_of(trace: Trace) -> dict[Key, tuple[int, int]]:
                 if tokens[row, column]:
                     shapes[stream, kind, layer] = int(tokens[row, column]), int(channels[row, column])
     return shapes
+
+
+def positions_of(trace: Trace) -> dict[Key, Positions]:
+    """The positions of every activation in a trace."""
+    found = {}
+    for stream, kind, layer in shapes_of(trace):
+        row = trace.kinds(stream).index(kind)
+        column = (list(trace.sites(stream)) or [one.name for one in trace.layers]).index(layer)
+        token, channel, weight = (trace.geometry(stream, name)[row, column] for name in ("token", "channel", "weight"))
+        kept = token >= 0
+        found[stream, kind, layer] = Positions(token[kept], channel[kept], weight[kept])
+    return found
 
 
 def _numpy(rows: dict[int, Row], image: int) -> Any:

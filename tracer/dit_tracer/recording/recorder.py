@@ -23,9 +23,10 @@ from numpy.typing import NDArray
 from dit_tracer.recording.call import arguments, call_settings, images_of, is_unguided, longest_text, own_arguments
 from dit_tracer.recording.capture import Capture
 from dit_tracer.recording.clock import Clock
-from dit_tracer.recording.generation import Generation, Places, shapes_of
+from dit_tracer.recording.generation import Generation, Key, Places, positions_of, shapes_of
 from dit_tracer.recording.meter import Meter
 from dit_tracer.recording.patching import around
+from dit_tracer.recording.sampling import Positions
 from dit_tracer.recording.settings import (
     Sample,
     What,
@@ -88,6 +89,7 @@ class Recorder:
     Args:
         before: The trace that is at `path` already, as `existing_trace` gives it.
         num_prompts: How many prompts the trace is meant to have.
+        pilot: Shapes and positions of activations that a pilot chose, for a trace that has none yet.
     """
 
     def __init__(
@@ -99,6 +101,7 @@ class Recorder:
         before: Trace | None,
         num_prompts: int | None = None,
         what: What | None = None,
+        pilot: tuple[dict[Key, tuple[int, int]], dict[Key, Positions]] | None = None,
     ) -> None:
         self.path = path
         self._pipeline = pipeline
@@ -115,14 +118,17 @@ class Recorder:
         stack = functools.partial(Stack, networks, self._capture, self._clock, self._meter.on_state, what.boundaries)
         self._stack = stack() if what.stack else None
         self._settings = describe(pipeline, networks, model, sample) | {"recorded": what.as_settings(self._kinds)}
-        self._sample = sample
         self._generation: Generation | None = None
         self._entered = self._finished = False
         prompts = before.prompts if before else ()
         self._keys = {prompt.key: prompt for prompt in prompts}
         self._next = 1 + max((prompt.index for prompt in prompts), default=-1)
         self._shape: tuple[Any, ...] | None = None
-        self._places = Places(sample, shapes_of(before) if before else None)
+        shapes, chosen = (shapes_of(before), None) if before else pilot or ({}, None)
+        if before and sample.pilot:
+            chosen = positions_of(before)
+        self._new_places = functools.partial(Places, sample, shapes, chosen=chosen)
+        self._places = self._new_places()
         if before:
             found = before.run.settings
             self._shape = before.layers, before.timesteps, before.sigmas
@@ -227,7 +233,7 @@ class Recorder:
             self._meter.stop()
             self._capture.reset()
             if self._shape is None:  # nothing is in the trace yet that the next prompt would have to fit
-                self._places = Places(self._sample)
+                self._places = self._new_places()
                 self._settings.pop("call", None)
 
     # While a generation runs

@@ -16,7 +16,7 @@ import torch
 from dit_formats.schema import KINDS
 
 from dit_tracer.recording.history import HELD, PREVIOUS
-from dit_tracer.recording.sampling import RULE
+from dit_tracer.recording.sampling import MIX, RULE
 from dit_tracer.recording.sites import family_of
 
 ALL_KINDS = ("q", "k", "v", "o", "a", "f")
@@ -26,14 +26,23 @@ PACKAGES = ("ditscope", "torch", "diffusers", "transformers", "numpy", "h5py")
 
 @dataclass(frozen=True)
 class Sample:
-    """How many values of an activation are kept, per stream, and the seed of their positions."""
+    """How many values of an activation are kept, per stream, and the seed of their positions.
+
+    Args:
+        pilot: A hash of how a pilot allotted the positions to channels; empty where all channels have as many.
+    """
 
     latent: int = 4096
     text: int = 1024
     seed: int = 0
+    pilot: str = ""
 
     def size(self, stream: str) -> int:
         return self.text if stream == "text" else self.latent
+
+    def as_settings(self) -> dict[str, Any]:
+        rule = {"rule": MIX, "pilot": self.pilot} if self.pilot else {"rule": RULE}
+        return rule | {"latent": self.latent, "text": self.text, "seed": self.seed}
 
 
 @dataclass(frozen=True)
@@ -99,7 +108,7 @@ def describe(pipeline: Any, transformers: dict[str, Any], model: str, sample: Sa
         "guider": guider_of(pipeline),
         "scheduler": {"class": type(pipeline.scheduler).__name__, "config": _plain(pipeline.scheduler.config)},
         "attention": "native",
-        "sample": {"rule": RULE, "latent": sample.latent, "text": sample.text, "seed": sample.seed},
+        "sample": sample.as_settings(),
     }
 
 
