@@ -3,30 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from dit_formats.errors import ConflictError, PresentError
+from dit_formats.errors import ConflictError
 from dit_formats.schema import Prompt, told_differences
 
 from dit_tracer.calls import check, generate, opened, parameters, subject, varying
+from dit_tracer.claims import Claims
 from dit_tracer.models.schedulers import num_steps
-from dit_tracer.progress import progress
+from dit_tracer.progress import Progress
+from dit_tracer.ranks import Rank
 from dit_tracer.recording.call import arguments, own_arguments
 from dit_tracer.recording.recorder import Recorder, existing_trace
 from dit_tracer.recording.settings import Sample, What
+from dit_tracer.shards import Shards
+from dit_tracer.sharing import Outcome, Sharing
+from dit_tracer.stopping import Stopped, Stopping
 from dit_tracer.work import Task, Work
-
-
-@dataclass
-class Outcome:
-    """How many prompts a run traced, how many were there before, and what each failed one said."""
-
-    traced: int = 0
-    present: int = 0
-    failures: list[str] = field(default_factory=list)
 
 
 def run(
@@ -41,19 +37,26 @@ def run(
     step_pairs: tuple[tuple[int, int], ...] | None = (),
     defaults: dict[str, Any] | None = None,
     quiet: bool = False,
+    rank: Rank | None = None,
+    stopping: Stopping | None = None,
 ) -> Outcome:
     """Trace every prompt that the trace at `path` does not hold yet; one that fails leaves a note, and the run goes on.
+
+    Several processes may do the same in one folder at once; each then does a part.
 
     Args:
         load: Gives the pipeline; called once it is known that the trace can be written.
         call: Arguments of the pipeline beside prompt and generator.
         step_pairs: Of which to record dot products; None for all there are, which only the loaded scheduler knows.
         defaults: Further arguments, left out where the pipeline does not know them.
+        rank: Which of several processes with this command this is.
+        stopping: Ends the run early; what is finished is kept.
 
     Raises:
         TraceError: There is something else at `path`, or a trace of other settings.
         LookupError: The pipeline does not take these arguments.
     """
+    rank, stopping = rank or Rank(), stopping or Stopping()
     before = existing_trace(path)
     pipeline = load()
     known = parameters(pipeline)
@@ -61,33 +64,49 @@ def run(
     check(pipeline, call, work)
     what = replace(what, step_pairs=_pairs(step_pairs, pipeline, call.get("num_inference_steps", 0)))
     varies = varying(pipeline, work)
-    outcome = Outcome()
-    with Recorder(pipeline, path, model, sample, before, num_prompts=len(work.tasks), what=what) as recorder:
-        recorder.expect(varies, **call)
-        taken, missing = recorder.indices, []
-        for index, task in enumerate(work.tasks):
-            if recorder.has(task.text, task.seed):
-                _refuse_other_arguments(recorder, pipeline, task, call, varies)
-            else:
-                missing.append((_free(index, taken, len(work.tasks)), task))
-        outcome.present = len(work.tasks) - len(missing)
-        for index, task in progress(f"tracing {model}", quiet)(missing):
-            if (path / f"{Prompt(index, task.text, task.seed).stem}.h5").exists():
-                outcome.present += 1  # another run in this folder was faster
-                continue
-            try:
-                with recorder.prompt(task.text, task.seed, index, varies=varies):
-                    generate(pipeline, task, call)
-                outcome.traced += 1
-            except PresentError:
-                outcome.present += 1
-            except (RuntimeError, ValueError, TypeError, AttributeError, LookupError) as error:
-                reason = " ".join(str(error).split())[:200] or type(error).__name__
-                note = f"{path} has a note; the same command tries again"
-                outcome.failures.append(f"{task.text!r} failed: {reason}; {note}")
-                if not outcome.traced + outcome.present:
-                    break  # what the very first prompt cannot do, the others can hardly
+    recorder = Recorder(pipeline, path, model, sample, before, num_prompts=len(work.tasks), what=what)
+    recorder.expect(varies, **call)
+    asked = _missing(recorder, pipeline, work, call, varies, rank)
+    outcome = Outcome(present=len(work.tasks) - len(asked))
+    if not asked:
+        return outcome
+    progress = Progress(f"tracing {model}", Shards(path), work.prompts, quiet or not rank.leads)
+    with Claims(path) as claims:
+
+        def record(prompt: Prompt, task: Task, settle: Callable[[], None]) -> None:
+            with recorder.prompt(task.text, task.seed, prompt.index, varies=varies):
+                generate(pipeline, task, call)
+                settle()
+
+        sharing = Sharing(recorder, record, claims, stopping, outcome, founded=before is not None)
+        try:
+            with recorder, progress:
+                sharing.trace(asked)
+                stopping.close()
+        except Stopped:
+            pass
+        outcome.stopped = stopping.reason if sharing.left(asked) else None
+        if rank.tied and not stopping.signalled and (outcome.failures or outcome.stopped):
+            claims.wait_for_others()  # the launcher would end them
     return outcome
+
+
+def _missing(
+    recorder: Recorder, pipeline: Any, work: Work, call: dict[str, Any], varies: tuple[str, ...], rank: Rank
+) -> list[tuple[Prompt, Task]]:
+    """What the trace does not hold, in the order of this process."""
+    missing = {}
+    for place, task in enumerate(work.tasks):
+        if recorder.has(task.text, task.seed):
+            _refuse_other_arguments(recorder, pipeline, task, call, varies)
+        else:
+            missing[place] = task
+    taken, count = recorder.indices, len(work.tasks)
+    return [
+        (Prompt(_free(place, taken, count), missing[place].text, missing[place].seed), missing[place])
+        for place in rank.order(count)
+        if place in missing
+    ]
 
 
 def _free(index: int, taken: set[int], count: int) -> int:
