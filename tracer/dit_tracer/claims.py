@@ -1,8 +1,8 @@
 """Tells processes that write into one folder which prompts the others are at, so that none is traced twice.
 
-A claim is a lock on one byte of an empty hidden file; the system drops it when the process ends, however it ends.
-Claims save work and are no more than advice: where a file system has no locks, everything is claimed with success, and
-what makes a trace right is that a shard appears only under a name that is free.
+A claim is a lock on one byte of an empty hidden file, which is there while they run; the system drops it when the
+process ends, however it ends. Claims save work and are no more than advice: where a file system has no locks,
+everything is claimed with success, and what makes a trace right is that a shard appears only under a name that is free.
 """
 
 from __future__ import annotations
@@ -35,21 +35,20 @@ class Claims:
     """The claims of this process on prompts of the trace at `folder`, kept while the `with` block runs."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self._folder, self._path = folder, folder / NAME
         self._file: int | None = None
 
     def __enter__(self) -> Claims:
         self._folder.mkdir(parents=True, exist_ok=True)
-        if fcntl:
-            try:
-                self._file = os.open(self._folder / NAME, os.O_RDWR | os.O_CREAT, 0o666)
-            except OSError:
-                pass  # somebody else's, or a disk that is full, which the first shard will tell
-        self._lock("LOCK_SH", _HERE)
+        while fcntl and not self._open():
+            time.sleep(0.02)
         _remove_leftovers(self._folder)
         return self
 
     def __exit__(self, *error: object) -> None:
+        """The last one out removes the file."""
+        if self._file is not None and self._lock("LOCK_EX", _HERE) and self._file is not None:
+            self._path.unlink(missing_ok=True)
         self._close()
 
     def take(self, prompt: Prompt) -> bool:
@@ -74,7 +73,17 @@ class Claims:
         self._unlock(_HERE)
         while not self._lock("LOCK_EX", _HERE):
             time.sleep(0.2)
-        self._unlock(_HERE)
+
+    def _open(self) -> bool:
+        """False if the file is just being removed."""
+        try:
+            self._file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError:
+            return True  # somebody else's, or a disk that is full, which the first shard will tell
+        if self._lock("LOCK_SH", _HERE) and (self._file is None or _is_at(self._file, self._path)):
+            return True
+        self._close()
+        return False
 
     def _lock(self, how: str, byte: int) -> bool:
         if self._file is None:
@@ -83,8 +92,9 @@ class Claims:
             fcntl.lockf(self._file, getattr(fcntl, how) | fcntl.LOCK_NB, 1, byte)
         except (BlockingIOError, PermissionError):
             return False
-        except OSError:
-            self._close()  # this file system has no locks
+        except OSError:  # this file system has no locks
+            self._close()
+            self._path.unlink(missing_ok=True)
         return True
 
     def _unlock(self, byte: int) -> None:
@@ -95,6 +105,13 @@ class Claims:
         if self._file is not None:
             os.close(self._file)
         self._file = None
+
+
+def _is_at(file: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _byte(prompt: Prompt) -> int:

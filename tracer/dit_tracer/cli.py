@@ -55,8 +55,9 @@ def _stoppable(command: Callable[..., int]) -> Callable[..., int]:
         from dit_tracer.stopping import RESUMABLE, Stopped, Stopping
 
         rank = ranks.find()
+        farewell = f"dit-trace: {main.interrupted[0]}" if rank.leads else ""
         try:
-            with Stopping(time_limit) as stopping, ranks.one_voice(rank):
+            with Stopping(time_limit, farewell) as stopping, ranks.one_voice(rank):
                 return command(**options, rank=rank, stopping=stopping)
         except Stopped as stopped:
             if rank.leads:

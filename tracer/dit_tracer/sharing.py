@@ -15,13 +15,15 @@ from dit_formats.schema import Prompt
 
 from dit_tracer.claims import Claims
 from dit_tracer.recording.recorder import Recorder
-from dit_tracer.recording.sites import UnsupportedError
 from dit_tracer.shards import Shards
 from dit_tracer.stopping import Stopping
 from dit_tracer.work import Task
 
 HOPELESS = 3
-"""What this many prompts cannot do, before any could, the others can hardly."""
+"""What this many prompts could not do, and none before them could, the others can hardly."""
+
+REFUSALS = (ValueError, TypeError, AttributeError, LookupError)
+"""What pipelines raise for a call that they refuse, whatever the prompt; of this one is enough."""
 
 WRITTEN = 10.0
 """Seconds to wait for the first shard of a trace to be there after its generation."""
@@ -64,13 +66,14 @@ class Sharing:
         self._recorder, self._record = recorder, record
         self._claims, self._stopping, self._outcome = claims, stopping, outcome
         self._founded = founded
-        self._unsupported = False
+        self._refused = False
         self._shards = Shards(recorder.path)
 
     def trace(self, asked: list[tuple[Prompt, Task]]) -> None:
         """All of them, but for those that others are at also when all the rest is done."""
         for _ in range(2):
             others = []
+            self._shards.look()
             for prompt, task in asked:
                 if self._hopeless or self._stopping.before_next():
                     return
@@ -147,14 +150,14 @@ class Sharing:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         note = f"{self._recorder.path} has a note; the same command tries again"
         self._outcome.failures.append(f"{task.text!r} failed: {reason}; {note}")
-        self._unsupported = isinstance(error, UnsupportedError)
+        self._refused = isinstance(error, REFUSALS)
         error.__traceback__ = None  # it holds what the model held
         _give_memory_back()
 
     @property
     def _hopeless(self) -> bool:
         nothing = not self._outcome.traced + self._outcome.present
-        return nothing and (self._unsupported or len(self._outcome.failures) >= HOPELESS)
+        return nothing and (self._refused or len(self._outcome.failures) >= HOPELESS)
 
 
 def _give_memory_back() -> None:

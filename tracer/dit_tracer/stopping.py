@@ -36,16 +36,18 @@ class Stopping:
 
     Args:
         limit: Seconds from now after which to stop.
+        farewell: What to say on stderr if the process has to be ended from outside.
     """
 
-    def __init__(self, limit: float | None = None) -> None:
+    def __init__(self, limit: float | None = None, farewell: str = "") -> None:
         self.reason: str | None = None
         """Why the run has to end; None as long as it has not."""
-        self._limit = limit
+        self._limit, self._farewell = limit, farewell
         self._began = time.monotonic()
         self._took: deque[float] = deque(maxlen=10)
         self._signalled: float | None = None
         self._raises = True
+        self._lost = False
         self._over = threading.Event()
 
     def __enter__(self) -> Stopping:
@@ -91,40 +93,51 @@ class Stopping:
         for number in (getattr(signal, name) for name in SIGNALS if hasattr(signal, name)):
             if signal.getsignal(number) not in (signal.SIG_IGN, None):  # as nohup asks for
                 self._handlers[number] = signal.signal(number, self._on_signal)
+        self._unraisable, sys.unraisablehook = sys.unraisablehook, self._on_unraisable
         self._ours, self._woken = socket.socketpair()
         self._ours.setblocking(False)
         self._before = signal.set_wakeup_fd(self._ours.fileno(), warn_on_full_buffer=False)
-        threading.Thread(target=self._watch, daemon=True).start()
+        self._watcher = threading.Thread(target=self._watch, daemon=True)
+        self._watcher.start()
         if self._limit is not None:
             threading.Thread(target=self._wait_for_limit, args=(self._limit,), daemon=True).start()
 
     def _unlisten(self) -> None:
         signal.set_wakeup_fd(self._before)
+        sys.unraisablehook = self._unraisable
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._ours.close()
+        self._watcher.join()
+        self._woken.close()
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
-        if self._signalled is not None:
-            if now - self._signalled > ECHO:
-                _end_now()
-            return
-        self._signalled = now
-        self.reason = self.reason or signal.Signals(number).name
+        if self._signalled is None:
+            self._signalled = now
+            self.reason = self.reason or signal.Signals(number).name
+        elif now - self._signalled > ECHO and not self._lost:
+            _end_now()
+        self._lost = False
         if self._raises:
             self._raises = False
             raise Stopped(self.reason)
 
+    def _on_unraisable(self, unraisable: Any) -> None:
+        """Python drops what is raised in callbacks of its own, as when an object goes; then raise it again, outside."""
+        if unraisable.exc_type is not Stopped:
+            return self._unraisable(unraisable)
+        self._lost = self._raises = True
+        threading.Timer(0.01, _thread.interrupt_main, (signal.SIGTERM,)).start()
+
     def _watch(self) -> None:
         """See signals also while the main thread is in a long call of a library; end the process if it stays there."""
-        with self._woken:
-            while not self._over.is_set():
-                numbers = self._woken.recv(64)
-                if not numbers or set(numbers) & set(self._handlers):
-                    break
+        while not self._over.is_set():
+            numbers = self._woken.recv(64)
+            if set(numbers) & set(self._handlers):
+                break
         if not self._over.wait(PATIENCE):
-            _end_now()
+            _end_now(self._farewell)
 
     def _wait_for_limit(self, limit: float) -> None:
         if not self._over.wait(max(0.0, limit - (time.monotonic() - self._began))):
@@ -132,10 +145,12 @@ class Stopping:
             _thread.interrupt_main(signal.SIGTERM)
 
 
-def _end_now() -> None:
-    """End without another word; what is half-written stays under a hidden name."""
+def _end_now(farewell: str = "") -> None:
+    """End in the middle of whatever runs; what is half-written stays under a hidden name."""
     if sys.stderr.isatty():
         os.write(2, b"\x1b[?25h\n")  # a bar hides the cursor
+    if farewell:
+        os.write(2, f"{farewell}\n".encode())
     os._exit(RESUMABLE)
 
 

@@ -56,8 +56,6 @@ def load(
     dtype = dtype or ("float32" if device == "cpu" else model.dtype or "bfloat16")
     _refuse_impossible(model, device, revision, cpu_offload)
     hush()
-    if torch.device(device).index is not None and device.startswith("cuda"):
-        torch.cuda.set_device(device)  # for what asks for the current device
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # torch_dtype is the name that all versions know
@@ -178,6 +176,8 @@ def _no_code() -> Iterator[None]:
 
 
 def _place(pipeline: Any, device: str, cpu_offload: str | None) -> None:
+    if device.startswith("cuda:"):
+        torch.cuda.set_device(device)  # for all that takes the current one
     if cpu_offload == "model":
         pipeline.enable_model_cpu_offload(device=device)
     elif cpu_offload == "sequential":
