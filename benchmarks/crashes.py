@@ -1,8 +1,8 @@
 """Kills real runs of dit-trace at random moments, and looks at what is left of the trace.
 
-After every kill: each prompt that was there before is there, byte for byte; new ones can be read whole; nothing half-written
-is seen; and of the prompts that the run had begun, at most one is lost. Killed runs are resumed, killed again, and so on
-until the trace is whole, which must then equal an uninterrupted one in all numbers, bit for bit.
+After every kill: each prompt that was there before is there, byte for byte; new ones can be read whole; nothing
+half-written is seen; and of the prompts that the run had begun, at most one is lost. Killed runs are resumed, killed
+again, and so on until the trace is whole, which must then equal an uninterrupted one in all numbers, bit for bit.
 
     python benchmarks/crashes.py --kills 100
 """
@@ -29,16 +29,17 @@ from dit_formats.check import check
 from dit_formats.schema import Prompt
 
 COMMAND = "import sys; from dit_tracer.cli import main; sys.exit(main())"
-LOADING = 0.1
-"""Share of the kills that come before the first prompt."""
+LOADING, WRITING = 0.1, 0.3
+"""Shares of the kills that come before the first prompt, and at a moment when a shard is being written."""
 
 
 @dataclass
 class Counts:
-    """What was seen; everything but the first line ought to be 0, `most_lost` at most 1."""
+    """What was done and seen; `most_lost` ought to be at most 1, and what follows it 0."""
 
     kills: int = 0
     while_loading: int = 0
+    while_writing: int = 0
     half_written: int = 0
     prompts_kept: int = 0
     traces_compared: int = 0
@@ -81,17 +82,23 @@ def wait_for_first(process: subprocess.Popen[str]) -> None:
             return
 
 
-def kill(run: Run, trace: Path, after: float, loading: bool) -> int | None:
+def kill(run: Run, trace: Path, after: float, when: str) -> int | None:
     """Kill a run `after` seconds and return how many prompts it had begun; None if it was done by then."""
     process = run.start(trace)
-    if not loading:
+    if when != "loading":
         wait_for_first(process)
     time.sleep(after)
+    while when == "writing" and process.poll() is None and not half_written(trace):
+        pass
     process.send_signal(signal.SIGSTOP)
     begun = claimed(trace)
     process.kill()
     process.stderr.close()
     return begun if process.wait() == -signal.SIGKILL else None
+
+
+def half_written(trace: Path) -> list[Path]:
+    return list(trace.glob(".*.partial"))
 
 
 def claimed(trace: Path) -> int:
@@ -131,8 +138,8 @@ def inspect(trace: Path, before: dict[str, str], begun: int, counts: Counts) -> 
         health = check(trace)
         counts.damaged += len(health.problems) + (health.prompts != len(after))
     counts.most_lost = max(counts.most_lost, begun - (len(after) - len(before)))
-    counts.half_written += len(list(trace.glob(".*.partial")))
-    for path in trace.glob(".*.partial"):
+    counts.half_written += len(half_written(trace))
+    for path in half_written(trace):
         path.unlink()  # count each once; a run leaves them alone for an hour
     counts.prompts_kept += len(after)
     return after
@@ -170,12 +177,13 @@ def crash(run: Run, folder: Path, kills: int, seed: int) -> Counts:
     trace, seen = folder / "killed-0", {}
     while counts.kills < kills or trace.exists():
         left = run.prompts - len(seen)
-        early = dice.random() < LOADING
-        after = dice.uniform(0, loading) if early else dice.uniform(0, tracing * left / run.prompts)
-        begun = kill(run, trace, after, early) if counts.kills < kills and left else None
+        when = dice.choices(("loading", "writing", "any"), (LOADING, WRITING, 1 - LOADING - WRITING))[0]
+        after = dice.uniform(0, loading if when == "loading" else tracing * left / run.prompts)
+        begun = kill(run, trace, after, when) if counts.kills < kills and left > run.prompts // 4 else None
         if begun is not None:
             counts.kills += 1
-            counts.while_loading += early
+            counts.while_loading += when == "loading"
+            counts.while_writing += when == "writing"
             seen = inspect(trace, seen, begun, counts)
             print(f"kill {counts.kills}: {len(seen)} of {run.prompts} prompts kept", file=sys.stderr, flush=True)
             continue
