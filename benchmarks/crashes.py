@@ -16,7 +16,6 @@ import json
 import os
 import random
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -27,8 +26,10 @@ import h5py
 from dit_formats import open_trace
 from dit_formats.check import check
 from dit_formats.schema import Prompt
+from dit_tracer.cli import main
+from dit_tracer.models.catalog import find
+from dit_tracer.models.loading import load
 
-COMMAND = "import sys; from dit_tracer.cli import main; sys.exit(main())"
 LOADING, WRITING = 0.1, 0.3
 """Shares of the kills that come before the first prompt, and at a moment when a shard is being written."""
 
@@ -53,6 +54,42 @@ class Counts:
         return self.most_lost <= 1 and not self.changed + self.damaged + self.unequal
 
 
+class Process:
+    """The command dit-trace in a process of its own, forked after the libraries are loaded, which takes seconds."""
+
+    def __init__(self, arguments: list[str]) -> None:
+        reading, writing = os.pipe()
+        self.id = os.fork()
+        if not self.id:
+            os.dup2(writing, 2)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            try:
+                main(arguments)
+            except SystemExit as ended:
+                os._exit(ended.code)
+            os._exit(99)
+        os.close(writing)
+        self._said = open(reading)
+
+    def wait_for_first(self) -> None:
+        """Until the first prompt is about to begin."""
+        while (line := self._said.readline()) and not line.startswith("tracing"):
+            pass
+
+    def signal(self, number: int) -> None:
+        os.kill(self.id, number)
+
+    @property
+    def over(self) -> bool:
+        return bool(os.waitid(os.P_PID, self.id, os.WEXITED | os.WNOHANG | os.WNOWAIT))
+
+    def wait(self) -> int:
+        """The exit code, negative for a signal."""
+        self._said.read()
+        self._said.close()
+        return os.waitstatus_to_exitcode(os.waitpid(self.id, 0)[1])
+
+
 class Run:
     """One command that is started again and again."""
 
@@ -60,40 +97,32 @@ class Run:
         self.prompts = prompts
         self.arguments = ["run", model, "-n", str(prompts), "--steps", str(steps), "-o"]
 
-    def start(self, trace: Path) -> subprocess.Popen[str]:
-        command = [sys.executable, "-c", COMMAND, *self.arguments, str(trace)]
-        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    def start(self, trace: Path) -> Process:
+        return Process([*self.arguments, str(trace)])
 
     def finish(self, trace: Path) -> tuple[float, float]:
         """Run to the end; seconds before the first prompt, and seconds after."""
         began = time.monotonic()
         process = self.start(trace)
-        wait_for_first(process)
+        process.wait_for_first()
         first = time.monotonic()
-        process.stderr.read()
-        if process.wait():
-            raise SystemExit(f"{trace}: the run ended with code {process.returncode}")
+        code = process.wait()
+        if code:
+            raise SystemExit(f"{trace}: the run ended with code {code}")
         return first - began, time.monotonic() - first
-
-
-def wait_for_first(process: subprocess.Popen[str]) -> None:
-    for line in process.stderr:
-        if line.startswith("tracing"):
-            return
 
 
 def kill(run: Run, trace: Path, after: float, when: str) -> int | None:
     """Kill a run `after` seconds and return how many prompts it had begun; None if it was done by then."""
     process = run.start(trace)
     if when != "loading":
-        wait_for_first(process)
+        process.wait_for_first()
     time.sleep(after)
-    while when == "writing" and process.poll() is None and not half_written(trace):
+    while when == "writing" and not process.over and not half_written(trace):
         pass
-    process.send_signal(signal.SIGSTOP)
+    process.signal(signal.SIGSTOP)
     begun = claimed(trace)
-    process.kill()
-    process.stderr.close()
+    process.signal(signal.SIGKILL)
     return begun if process.wait() == -signal.SIGKILL else None
 
 
@@ -171,14 +200,15 @@ def contents(path: Path) -> dict[str, bytes]:
 
 def crash(run: Run, folder: Path, kills: int, seed: int) -> Counts:
     counts, dice = Counts(), random.Random(seed)
-    loading, tracing = run.finish(folder / "whole")
+    load(find(run.arguments[1]))  # for what it imports
+    before_first, tracing = run.finish(folder / "whole")
     with open_trace(folder / "whole") as trace:
         BYTES[:] = [int(Prompt(p.index, p.text, p.seed).stem.rpartition("-")[2], 16) for p in trace.prompts]
     trace, seen = folder / "killed-0", {}
     while counts.kills < kills or trace.exists():
         left = run.prompts - len(seen)
         when = dice.choices(("loading", "writing", "any"), (LOADING, WRITING, 1 - LOADING - WRITING))[0]
-        after = dice.uniform(0, loading if when == "loading" else tracing * left / run.prompts)
+        after = dice.uniform(0, before_first if when == "loading" else tracing * left / run.prompts)
         begun = kill(run, trace, after, when) if counts.kills < kills and left > run.prompts // 4 else None
         if begun is not None:
             counts.kills += 1
@@ -195,12 +225,12 @@ def crash(run: Run, folder: Path, kills: int, seed: int) -> Counts:
     return counts
 
 
-def main() -> int:
+def measure() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--model", default="digits-pixart")
-    parser.add_argument("--prompts", type=int, default=12)
+    parser.add_argument("--model", default="digits-flux")
+    parser.add_argument("--prompts", type=int, default=10)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--json", action="store_true", help="print the counts as JSON")
     given = parser.parse_args()
@@ -216,4 +246,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(measure())

@@ -87,10 +87,10 @@ class Progress:
 
 def rate(a_second: float) -> str:
     """`3.2 a minute`, in the unit of time in which it is more than one, if there is one."""
-    for unit, seconds in (("second", 1), ("minute", 60), ("hour", 3600)):
-        if a_second * seconds >= 1 or unit == "hour":
-            break
-    return f"{a_second * seconds:.1f} a {unit}"
+    for unit, seconds in (("a second", 1), ("a minute", 60)):
+        if a_second * seconds >= 1:
+            return f"{a_second * seconds:.1f} {unit}"
+    return f"{a_second * 3600:.1f} an hour"
 
 
 def span(seconds: float) -> str:

@@ -27,6 +27,9 @@ ECHO = 1.0
 """Seconds in which further signals are the same one again: terminals and launchers both send it to every process."""
 
 
+LIMIT = "the time limit"
+
+
 class Stopped(BaseException):
     """Raised in the middle of whatever runs; no library takes it for an error to handle."""
 
@@ -63,7 +66,8 @@ class Stopping:
 
     @property
     def signalled(self) -> bool:
-        return self._signalled is not None
+        """Whether a signal, and not the limit, is the reason."""
+        return self.reason not in (None, LIMIT)
 
     @contextmanager
     def one(self) -> Iterator[None]:
@@ -79,7 +83,7 @@ class Stopping:
         """
         left = None if self._limit is None else self._limit - (time.monotonic() - self._began)
         if self.reason is None and left is not None and left <= max(self._took, default=0.0):
-            self.reason = "the time limit"
+            self.reason = LIMIT
         return self.reason is not None
 
     def close(self) -> None:
@@ -141,7 +145,7 @@ class Stopping:
 
     def _wait_for_limit(self, limit: float) -> None:
         if not self._over.wait(max(0.0, limit - (time.monotonic() - self._began))):
-            self.reason = self.reason or "the time limit"
+            self.reason = self.reason or LIMIT
             _thread.interrupt_main(signal.SIGTERM)
 
 
