@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -68,10 +68,10 @@ class Claims:
         finally:
             self._unlock(_FIRST)
 
-    def wait_for_others(self) -> None:
-        """Until no other process is between entering and leaving, or waiting like this one."""
+    def wait_for_others(self, enough: Callable[[], bool] = lambda: False) -> None:
+        """Until no other process is between entering and leaving, but for those that wait too, or it was `enough`."""
         self._unlock(_HERE)
-        while not self._lock("LOCK_EX", _HERE):
+        while not self._lock("LOCK_EX", _HERE) and not enough():
             time.sleep(0.2)
 
     def _open(self) -> bool:

@@ -85,9 +85,11 @@ def run(
                 stopping.close()
         except Stopped:
             pass
+        beaten = getattr(recorder, "beaten", 0)  # shards that found their name taken when they were written
+        outcome.traced, outcome.present = outcome.traced - beaten, outcome.present + beaten
         outcome.stopped = stopping.reason if sharing.left(asked) else None
         if rank.tied and not stopping.signalled and (outcome.failures or outcome.stopped):
-            claims.wait_for_others()  # the launcher would end them
+            claims.wait_for_others(lambda: stopping.signalled)  # the launcher would end them
     return outcome
 
 
