@@ -83,7 +83,9 @@ MISTAKES = {
     "unknown device": (["run", "digits-flux", "--device", "toaster"], 1, "cannot be loaded on toaster"),
     "seed too large": (["run", "digits-flux", "--seed", str(2**70)], 2, "--seed"),
     "several images": (
-        ["run", "digits-flux", "--pipeline-kwargs", '{"num_images_per_prompt": 2}'], 2, "num_images_per_prompt: give 1",
+        ["run", "digits-flux", "--pipeline-kwargs", '{"num_images_per_prompt": 2}'],
+        2,
+        "num_images_per_prompt: give 1",
     ),
     "what an option sets": (["run", "digits-flux", "--pipeline-kwargs", '{"num_inference_steps": 3}'], 2, "--steps"),
     "not JSON": (["run", "digits-flux", "--pipeline-kwargs", "{x}"], 2, "not JSON"),
@@ -91,7 +93,9 @@ MISTAKES = {
     "no steps": (["run", "digits-flux", "--steps", "0"], 2, "--steps"),
     "unknown command": (["trace", "digits-flux"], 2, "No such command 'trace'"),
     "wrong argument of the pipeline": (
-        ["run", "digits-flux", "--pipeline-kwargs", '{"hight": 16}', "-o", "new.trace"], 2, "hight",
+        ["run", "digits-flux", "--pipeline-kwargs", '{"hight": 16}', "-o", "new.trace"],
+        2,
+        "hight",
     ),
     "unknown twin": (["run", "tiny:sd9"], 2, "unknown twin 'tiny:sd9'; known are tiny:flux.1-dev"),
     "no prompts for a published model": (["run", "sd3"], 2, "sd3 has no built-in prompts; give some with -p"),
@@ -105,10 +109,13 @@ MISTAKES = {
     "step pairs": (["run", "digits-flux", "--step-pairs", "3"], 2, "--step-pairs '3': give pairs of steps"),
     "step pair backwards": (["run", "digits-flux", "--step-pairs", "3:1"], 2, "earlier first, as 0:10,5:25, or all"),
     "step beyond the last": (
-        ["run", "digits-flux", "--steps", "4", "--step-pairs", "0:4"], 2, "names step 4, and there are steps 0 to 3",
+        ["run", "digits-flux", "--steps", "4", "--step-pairs", "0:4"],
+        2,
+        "names step 4, and there are steps 0 to 3",
     ),
     "unknown scheduler": (
-        ["run", "digits-flux", "--scheduler", "FlowMatchEuler"], 2,
+        ["run", "digits-flux", "--scheduler", "FlowMatchEuler"],
+        2,
         "unknown scheduler 'FlowMatchEuler': give a class of diffusers, flux.1-dev or sd3, a scheduler_config.json",
     ),
     "scheduler that is none": (["run", "digits-flux", "--scheduler", "FluxPipeline"], 2, "unknown scheduler"),
@@ -116,29 +123,41 @@ MISTAKES = {
     "scheduler file of something else": (["run", "digits-flux", "--scheduler", "list.json"], 2, "names no _class_name"),
     "folder without a scheduler": (["run", "digits-flux", "--scheduler", "photos"], 2, "scheduler_config.json"),
     "scheduler for another prediction": (
-        ["run", "digits-pixart", "--scheduler", "sd3"], 2, "whose model predicts v_prediction, and this",
+        ["run", "digits-pixart", "--scheduler", "sd3"],
+        2,
+        "whose model predicts v_prediction, and this",
     ),
     "scheduler without sigmas": (
-        ["run", "digits-flux", "--scheduler", "FlowMatchHeunDiscreteScheduler"], 2,
+        ["run", "digits-flux", "--scheduler", "FlowMatchHeunDiscreteScheduler"],
+        2,
         "does not fit FluxPipeline, which hands it sigmas, mu, and it takes none",
     ),
     "argument of a prompt that is none": (
-        ["run", "digits-flux", "-p", "unknown.jsonl"], 2, "FluxPipeline has no argument 'style'; it has prompt",
+        ["run", "digits-flux", "-p", "unknown.jsonl"],
+        2,
+        "FluxPipeline has no argument 'style'; it has prompt",
     ),
     "argument of a prompt that is an option": (
-        ["run", "digits-flux", "-p", "steps.jsonl"], 2, "a line of prompts may not set num_inference_steps",
+        ["run", "digits-flux", "-p", "steps.jsonl"],
+        2,
+        "a line of prompts may not set num_inference_steps",
     ),
     "sizes that differ": (
-        ["run", "digits-flux", "-p", "sizes.jsonl"], 2, "prompts differ in height (16 and 32), which must be one",
+        ["run", "digits-flux", "-p", "sizes.jsonl"],
+        2,
+        "prompts differ in height (16 and 32), which must be one",
     ),
     "size of prompts and of an option": (
-        ["run", "digits-flux", "-p", "size.jsonl", "--pipeline-kwargs", '{"height": 32}'], 2,
+        ["run", "digits-flux", "-p", "size.jsonl", "--pipeline-kwargs", '{"height": 32}'],
+        2,
         "height is 32 in an option and 16 in the prompts; give one",
     ),
     "one prompt twice": (["run", "digits-flux", "-p", "twice.jsonl"], 2, "'a' with seed 42 comes twice"),
     "seed of a prompt": (["run", "digits-flux", "-p", "seed.jsonl"], 2, "gives the seed -1"),
     "missing picture": (
-        ["run", "digits-flux", "-p", "picture.jsonl"], 2, "picture.jsonl: line 1: no.png: no such picture",
+        ["run", "digits-flux", "-p", "picture.jsonl"],
+        2,
+        "picture.jsonl: line 1: no.png: no such picture",
     ),
 }
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import shlex
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +19,9 @@ if TYPE_CHECKING:
 
     from dit_tracer.forecast import Forecast
     from dit_tracer.models.catalog import Model
+    from dit_tracer.ranks import Rank
+    from dit_tracer.sharing import Outcome
+    from dit_tracer.stopping import Stopping
 
 LAST_SEED = 2**63 - 1
 KINDS = ("q", "k", "v", "o", "a", "f")
@@ -38,7 +43,29 @@ def main() -> None:
     """
 
 
-main.interrupted = ("stopped; every finished prompt is kept, and the same command goes on from there", 75)
+KEPT = "every finished prompt is kept, and the same command goes on from there"
+main.interrupted = (f"stopped; {KEPT}", 75)
+
+
+def _stoppable(command: Callable[..., int]) -> Callable[..., int]:
+    """The command as one of several processes, which signals and the option --time-limit end early."""
+
+    @functools.wraps(command)
+    def run(*, time_limit: float | None, **options: Any) -> int:
+        from dit_tracer import ranks
+        from dit_tracer.stopping import RESUMABLE, Stopped, Stopping
+
+        rank = ranks.find()
+        farewell = f"dit-trace: {main.interrupted[0]}" if rank.leads else ""
+        try:
+            with Stopping(time_limit, farewell) as stopping, ranks.one_voice(rank):
+                return command(**options, rank=rank, stopping=stopping)
+        except Stopped as stopped:
+            if rank.leads:
+                click.echo(f"dit-trace: stopped by {stopped}; {KEPT}", err=True)
+            return RESUMABLE
+
+    return run
 
 
 class _Remembering(click.Command):
@@ -90,8 +117,11 @@ class _Remembering(click.Command):
               "activation, and changes are estimates.  [default: the first that memory allows]")  # fmt: skip
 @click.option("--ignore-disk", is_flag=True, help="Start even if the disk seems too small.")
 @click.option("--dry-run", is_flag=True, help="Say what would be recorded, and how large it would be; write nothing.")
+@click.option("--time-limit", metavar="TIME", callback=lambda _, __, text: _seconds(text),
+              help="Stop in time, exit code 75: 3h50m, 90s.  [default: none]")  # fmt: skip
 @click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@_stoppable
 def run(
     model: str,
     prompts: str | None,
@@ -122,11 +152,14 @@ def run(
     dry_run: bool,
     quiet: bool,
     as_json: bool,
+    rank: Rank,
+    stopping: Stopping,
 ) -> int:
     """Trace MODEL over many prompts. Run the same command again to go on where it stopped.
 
     MODEL is a name that `dit-trace models` lists, `tiny:NAME` for its miniature with random weights, a Hugging Face
-    repository (owner/name), or a folder with a diffusers pipeline.
+    repository (owner/name), or a folder with a diffusers pipeline. Processes that torchrun, accelerate launch or srun
+    starts with one command share the prompts.
 
     Example: dit-trace run digits-pixart -n 16 -o out.trace
     """
@@ -162,10 +195,12 @@ def run(
     output = output or Path(_file_name(found.name, planned, scheduler))
 
     def load() -> Any:
-        pipeline = loading.load(found, dtype, device, revision=revision, cpu_offload=cpu_offload)
+        pipeline = loading.load(found, dtype, device, rank.local, revision=revision, cpu_offload=cpu_offload)
         if other:
             schedulers.replace(pipeline, other, planned)
-        _announce(found, _changed(call | work.shared, found, steps=steps, dtype=dtype or pipeline.device.type == "cpu"))
+        if rank.leads:
+            given = {"steps": steps, "dtype": dtype or pipeline.device.type == "cpu"}
+            _announce(found, _changed(call | work.shared, found, **given))
         return pipeline
 
     kept = Sample(latent=values, text=-(-values // 4))
@@ -201,8 +236,10 @@ def run(
         pilot=pilot,
         ignore_disk=ignore_disk,
         quiet=quiet,
+        rank=rank,
+        stopping=stopping,
     )
-    return _report(output, outcome, as_json)
+    return _report(output, outcome, as_json, rank)
 
 
 @main.command()
@@ -255,6 +292,15 @@ def _requests(model: Model, source: str | None, limit: int | None) -> list[Reque
     if model.captions is None:
         raise click.UsageError(f"{model.name} has no built-in prompts; give some with -p")
     return [Request(text) for text in model.captions(limit or 16)]
+
+
+def _seconds(text: str | None) -> float | None:
+    from dit_tracer.stopping import seconds
+
+    try:
+        return None if text is None else seconds(text)
+    except ValueError as error:
+        raise click.UsageError(f"--time-limit {error}") from None
 
 
 def _seeds(text: str) -> list[int]:
@@ -363,14 +409,20 @@ def _foretell(forecast: Forecast, as_json: bool) -> int:
     return 0
 
 
-def _report(output: Path, outcome: Any, as_json: bool) -> int:
+def _report(output: Path, outcome: Outcome, as_json: bool, rank: Rank) -> int:
     if as_json:
-        click.echo(json.dumps({"trace": str(output), **vars(outcome)}))
+        always, told = ("traced", "present", "failures"), vars(outcome)
+        process = {"process": rank.rank} if rank.count > 1 else {}
+        click.echo(json.dumps({"trace": str(output), **{k: v for k, v in told.items() if v or k in always}, **process}))
     else:
         present = f", {outcome.present} were there already" if outcome.present else ""
-        click.echo(f"{output}: {plural(outcome.traced, 'prompt')} traced{present}")
-        if outcome.traced + outcome.present:
-            click.echo(f"next: dit-analyze summary {shlex.quote(str(output))}", err=True)
+        elsewhere = f", {outcome.elsewhere} are with other processes" if outcome.elsewhere else ""
+        process = f" by process {rank.rank} of {rank.count}" if rank.count > 1 else ""
+        click.echo(f"{output}: {plural(outcome.traced, 'prompt')} traced{process}{present}{elsewhere}")
     for failure in outcome.failures:
         click.echo(f"dit-trace: {failure}", err=True)
-    return 1 if outcome.failures else 0
+    if rank.leads and outcome.stopped:
+        click.echo(f"dit-trace: stopped by {outcome.stopped}; {KEPT}", err=True)
+    elif rank.leads and not as_json and outcome.traced + outcome.present:
+        click.echo(f"next: dit-analyze summary {shlex.quote(str(output))}", err=True)
+    return 75 if outcome.stopped else 1 if outcome.failures else 0

@@ -197,6 +197,13 @@ def settled(sketch: Sketch, what: What, previous: str | None, before: Trace | No
     )
 
 
+def held_previous(before: Trace | None) -> str:
+    """Where the step before was kept for the trace at hand, as far as it decides numbers."""
+    recorded = before.run.settings.get("recorded") if before else None
+    transitions = recorded.get("transitions") if isinstance(recorded, dict) else None
+    return "subset" if str(transitions).startswith("subset") else "device"
+
+
 def refuse_full_disk(path: Path, size: Size, missing: int) -> None:
     """Raises:
     DiskError: What is missing takes more than is free.
@@ -248,10 +255,8 @@ def _previous(sketch: Sketch, what: What, asked: str | None, before: Trace | Non
     """Where the step before is kept: as asked; else as memory allows, and as the trace at hand was made."""
     if asked:
         return asked
-    exact = what.halves
-    if before:
-        if str(before.run.settings.get("recorded", {}).get("transitions", "")).startswith("subset"):
-            return "subset"
-        exact = True
+    if held_previous(before) == "subset":
+        return "subset"
+    exact = what.halves or before is not None
     own = memory.own_work(sketch) + memory.anchors(sketch, what)
     return memory.choose(sketch.step_nbytes, own, memory.free_on_device(device), memory.free_on_host(), exact)

@@ -4,36 +4,35 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from dit_formats.errors import ConflictError, PresentError
+from dit_formats.errors import ConflictError
 from dit_formats.reader import Trace
-from dit_formats.schema import Prompt, Run, told_differences
+from dit_formats.schema import Prompt, Run, Timing, told_differences
 
 from dit_tracer.calls import check, generate, opened, parameters, subject, varying
-from dit_tracer.forecast import first_steps, present, refuse_full_disk, settled
+from dit_tracer.claims import Claims
+from dit_tracer.encoders import encode_once
+from dit_tracer.forecast import first_steps, held_previous, refuse_full_disk, settled
 from dit_tracer.models.schedulers import num_steps
 from dit_tracer.pilot import fly
 from dit_tracer.pilot import settled as settled_pilot
-from dit_tracer.progress import progress
+from dit_tracer.progress import Progress
+from dit_tracer.ranks import Rank
 from dit_tracer.recording.call import arguments, call_settings, own_arguments
 from dit_tracer.recording.recorder import Recorder, existing_trace
 from dit_tracer.recording.settings import Sample, What, describe
 from dit_tracer.recording.sites import find_networks
+from dit_tracer.recording.timing import timed
+from dit_tracer.shards import Shards
+from dit_tracer.sharing import Outcome, Sharing
 from dit_tracer.sizes import size_of
+from dit_tracer.stopping import Stopped, Stopping
 from dit_tracer.work import Task, Work
-
-
-@dataclass
-class Outcome:
-    """How many prompts a run traced, how many were there before, and what each failed one said."""
-
-    traced: int = 0
-    present: int = 0
-    failures: list[str] = field(default_factory=list)
 
 
 def run(
@@ -47,27 +46,38 @@ def run(
     what: What,
     step_pairs: tuple[tuple[int, int], ...] | None = (),
     defaults: dict[str, Any] | None = None,
-    quiet: bool = False,
+    release: bool = False,
+    time: bool = False,
     previous: str | None = None,
     pilot: bool = False,
     ignore_disk: bool = False,
+    quiet: bool = False,
+    rank: Rank | None = None,
+    stopping: Stopping | None = None,
 ) -> Outcome:
     """Trace every prompt that the trace at `path` does not hold yet; one that fails leaves a note, and the run goes on.
+
+    Several processes may do the same in one folder at once; each then does a part.
 
     Args:
         load: Gives the pipeline; called once it is known that the trace can be written.
         call: Arguments of the pipeline beside prompt and generator.
         step_pairs: Of which to record dot products; None for all there are, which only the loaded scheduler knows.
         defaults: Further arguments, left out where the pipeline does not know them.
+        release: Whether the pipeline is for this run alone, so that its text encoders may go when all is encoded.
+        time: Whether to time a generation of the first prompt, not recorded, before; unless the trace has a timing.
         previous: Where to keep the step before, one of `recording.history.PREVIOUS`; None for what memory allows.
         pilot: Allot the sample to channels by one more generation of the first prompt.
         ignore_disk: Start also where the disk has less room than the trace is expected to need.
+        rank: Which of several processes with this command this is.
+        stopping: Ends the run early; what is finished is kept.
 
     Raises:
         TraceError: There is something else at `path`, or a trace of other settings.
         LookupError: The pipeline does not take these arguments.
         DiskError: There is no room on the disk.
     """
+    rank, stopping = rank or Rank(), stopping or Stopping()
     before = existing_trace(path)
     pipeline = load()
     known = parameters(pipeline)
@@ -75,46 +85,67 @@ def run(
     check(pipeline, call, work)
     what = replace(what, step_pairs=_pairs(step_pairs, pipeline, call.get("num_inference_steps", 0)))
     varies = varying(pipeline, work)
-    missing = len(work.tasks) - present(before, work)
-    sketch = first_steps(model, pipeline, call, what, work.tasks[0]) if missing else None
-    if sketch:
-        if not ignore_disk:
-            refuse_full_disk(path, size_of(sketch, what, sample), missing)
-        what, told = settled(sketch, what, previous, before, getattr(pipeline, "_execution_device", pipeline.device))
-    elif previous:
-        what = replace(what, previous=previous)
+    make = partial(Recorder, pipeline, path, model, before=before, num_prompts=len(work.tasks))
+    missing = _missing_tasks(before, work)
+    told = None
+    if missing:
+        if before:  # what would be refused is refused before the long preparations
+            held, _ = _piloted(pipeline, path, model, before, call, sample, what, work) if pilot else (sample, None)
+            make(held, what=replace(what, previous=previous or held_previous(before))).expect(varies, **call)
+        if release:
+            encode_once(pipeline, missing, call)
+        if sketch := first_steps(model, pipeline, call, what, missing[0]):
+            if not ignore_disk:
+                refuse_full_disk(path, size_of(sketch, what, sample), len(missing))
+            device = getattr(pipeline, "_execution_device", pipeline.device)
+            what, told = settled(sketch, what, previous, before, device)
+    if not told:
+        what = replace(what, previous=previous or held_previous(before))
     sample, chosen = _piloted(pipeline, path, model, before, call, sample, what, work) if pilot else (sample, None)
-    outcome = Outcome()
-    with Recorder(
-        pipeline, path, model, sample, before, num_prompts=len(work.tasks), what=what, pilot=chosen
-    ) as recorder:
-        recorder.expect(varies, **call)
-        if sketch and not quiet:
-            print(told, file=sys.stderr)
-        taken, missing = recorder.indices, []
-        for index, task in enumerate(work.tasks):
-            if recorder.has(task.text, task.seed):
-                _refuse_other_arguments(recorder, pipeline, task, call, varies)
-            else:
-                missing.append((_free(index, taken, len(work.tasks)), task))
-        outcome.present = len(work.tasks) - len(missing)
-        for index, task in progress(f"tracing {model}", quiet)(missing):
-            if (path / f"{Prompt(index, task.text, task.seed).stem}.h5").exists():
-                outcome.present += 1  # another run in this folder was faster
-                continue
-            try:
-                with recorder.prompt(task.text, task.seed, index, varies=varies):
-                    generate(pipeline, task, call)
-                outcome.traced += 1
-            except PresentError:
-                outcome.present += 1
-            except (RuntimeError, ValueError, TypeError, AttributeError, LookupError) as error:
-                reason = " ".join(str(error).split())[:200] or type(error).__name__
-                note = f"{path} has a note; the same command tries again"
-                outcome.failures.append(f"{task.text!r} failed: {reason}; {note}")
-                if not outcome.traced + outcome.present:
-                    break  # what the very first prompt cannot do, the others can hardly
+    recorder = make(sample, what=what, pilot=chosen)
+    recorder.expect(varies, **call)
+    asked = _missing(recorder, pipeline, work, call, varies, rank)
+    outcome = Outcome(present=len(work.tasks) - len(asked))
+    if not asked:
+        return outcome
+    if told and rank.leads and not quiet:
+        print(told, file=sys.stderr)
+    if time and not (before and before.timing):
+        recorder.timing = _timing(pipeline, asked[0][1], call, what)
+    progress = Progress(f"tracing {model}", Shards(path), work.prompts, quiet or not rank.leads)
+    with Claims(path) as claims:
+
+        def record(prompt: Prompt, task: Task, settle: Callable[[], None]) -> None:
+            with recorder.prompt(task.text, task.seed, prompt.index, varies=varies):
+                generate(pipeline, task, call)
+                settle()
+
+        sharing = Sharing(recorder, record, claims, stopping, outcome, founded=before is not None)
+        try:
+            with recorder, progress:
+                sharing.trace(asked)
+                stopping.close()
+        except Stopped:
+            pass
+        beaten = recorder.beaten  # shards that found their name taken when they were written
+        outcome.traced, outcome.present = outcome.traced - beaten, outcome.present + beaten
+        outcome.stopped = stopping.reason if sharing.left(asked) else None
+        if rank.tied and not stopping.signalled and (outcome.failures or outcome.stopped):
+            claims.wait_for_others(lambda: stopping.signalled)  # the launcher would end them
     return outcome
+
+
+def _missing_tasks(before: Trace | None, work: Work) -> list[Task]:
+    """What the trace did not hold when the run began."""
+    held = {prompt.key for prompt in before.prompts} if before else set()
+    return [task for task in work.tasks if (task.text, task.seed, 0) not in held]
+
+
+def _timing(pipeline: Any, task: Task, call: dict[str, Any], what: What) -> Timing | None:
+    try:
+        return timed(pipeline, partial(generate, pipeline, task, call), what)
+    except (RuntimeError, ValueError, TypeError, AttributeError):
+        return None  # what this fails of, tracing the same prompt will tell
 
 
 def _piloted(
@@ -137,6 +168,24 @@ def _piloted(
     first = work.tasks[0]
     found = settled_pilot(path, whose, sample, lambda: fly(pipeline, call, what, first))
     return replace(sample, pilot=found.hash), (found.shapes, found.positions(sample.seed))
+
+
+def _missing(
+    recorder: Recorder, pipeline: Any, work: Work, call: dict[str, Any], varies: tuple[str, ...], rank: Rank
+) -> list[tuple[Prompt, Task]]:
+    """What the trace does not hold, in the order of this process."""
+    missing = {}
+    for place, task in enumerate(work.tasks):
+        if recorder.has(task.text, task.seed):
+            _refuse_other_arguments(recorder, pipeline, task, call, varies)
+        else:
+            missing[place] = task
+    taken, count = recorder.indices, len(work.tasks)
+    return [
+        (Prompt(_free(place, taken, count), missing[place].text, missing[place].seed), missing[place])
+        for place in rank.order(count)
+        if place in missing
+    ]
 
 
 def _free(index: int, taken: set[int], count: int) -> int:

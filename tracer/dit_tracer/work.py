@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dit_formats.prompts import Request
+from dit_formats.schema import Prompt
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,10 @@ class Work:
     tasks: list[Task]
     shared: dict[str, Any] = field(default_factory=dict)
     varies: tuple[str, ...] = ()
+
+    @property
+    def prompts(self) -> list[Prompt]:
+        return [Prompt(place, task.text, task.seed) for place, task in enumerate(self.tasks)]
 
 
 def plan(requests: list[Request], seeds: list[int], limit: int | None = None) -> Work:

@@ -37,6 +37,7 @@ def load(
     model: Model,
     dtype: str | None = None,
     device: str | None = None,
+    local: int = 0,
     *,
     revision: str | None = None,
     cpu_offload: str | None = None,
@@ -44,13 +45,14 @@ def load(
     """The pipeline of a model, silent, on `device` (a GPU if there is one), in `dtype` (float32 on a CPU).
 
     Args:
+        local: Which of the processes on this machine this is; each takes a GPU of its own.
         revision: Branch, tag or commit of a Hugging Face repository.
         cpu_offload: One of `OFFLOADS`.
 
     Raises:
         LoadError: It cannot be read, or not be put on that device; the message says what to do.
     """
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = device or _own_device(local)
     dtype = dtype or ("float32" if device == "cpu" else model.dtype or "bfloat16")
     _refuse_impossible(model, device, revision, cpu_offload)
     hush()
@@ -67,6 +69,13 @@ def load(
             raise LoadError(f"{model.name}: {advice}{_further_repository(model)}") from error
         reason = " ".join(str(error).split())[:200]
         raise LoadError(f"{model.name}: cannot be loaded on {device}: {type(error).__name__}: {reason}") from error
+
+
+def _own_device(local: int) -> str:
+    """The GPU for this process of the machine; a launcher may also have left but one to be seen."""
+    if not torch.cuda.is_available():
+        return "cpu"
+    return f"cuda:{local % torch.cuda.device_count()}" if local else "cuda"
 
 
 def hub_advice(error: BaseException, repo: str, revision: str | None = None) -> str | None:
@@ -167,6 +176,8 @@ def _no_code() -> Iterator[None]:
 
 
 def _place(pipeline: Any, device: str, cpu_offload: str | None) -> None:
+    if device.startswith("cuda:"):
+        torch.cuda.set_device(device)  # for all that takes the current one
     if cpu_offload == "model":
         pipeline.enable_model_cpu_offload(device=device)
     elif cpu_offload == "sequential":

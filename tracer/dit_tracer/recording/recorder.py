@@ -178,6 +178,14 @@ class Recorder:
         """
         self._accept_call(call_settings(arguments(self._pipeline, (), call)), varies)
 
+    def refuse_others(self, run: Run) -> None:
+        """Refuse to add to a trace that is of other settings, by a shard that appeared after recording began.
+
+        Raises:
+            ConflictError: It was made with other settings.
+        """
+        self._refuse_other(run.settings, {"call": run.settings.get("call"), **self._settings})
+
     def has(self, text: str, seed: int = 0, image: int = 0) -> bool:
         """Whether the trace holds this prompt already."""
         return (text, seed, image) in self._keys
