@@ -153,6 +153,7 @@ def run(
         sample=Sample(latent=sample, text=-(-sample // 4)),
         what=What(chosen, not no_stack, boundaries=boundary, halves=halves, attention=attention),
         step_pairs=pairs,
+        release=True,
         quiet=quiet,
     )
     return _report(output, outcome, as_json)

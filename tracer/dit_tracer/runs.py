@@ -12,6 +12,7 @@ from dit_formats.errors import ConflictError, PresentError
 from dit_formats.schema import Prompt, told_differences
 
 from dit_tracer.calls import check, generate, opened, parameters, subject, varying
+from dit_tracer.encoders import encode_once
 from dit_tracer.models.schedulers import num_steps
 from dit_tracer.progress import progress
 from dit_tracer.recording.call import arguments, own_arguments
@@ -40,6 +41,7 @@ def run(
     what: What,
     step_pairs: tuple[tuple[int, int], ...] | None = (),
     defaults: dict[str, Any] | None = None,
+    release: bool = False,
     quiet: bool = False,
 ) -> Outcome:
     """Trace every prompt that the trace at `path` does not hold yet; one that fails leaves a note, and the run goes on.
@@ -49,6 +51,7 @@ def run(
         call: Arguments of the pipeline beside prompt and generator.
         step_pairs: Of which to record dot products; None for all there are, which only the loaded scheduler knows.
         defaults: Further arguments, left out where the pipeline does not know them.
+        release: Whether the pipeline is for this run alone, so that its text encoders may go when all is encoded.
 
     Raises:
         TraceError: There is something else at `path`, or a trace of other settings.
@@ -62,7 +65,10 @@ def run(
     what = replace(what, step_pairs=_pairs(step_pairs, pipeline, call.get("num_inference_steps", 0)))
     varies = varying(pipeline, work)
     outcome = Outcome()
-    with Recorder(pipeline, path, model, sample, before, num_prompts=len(work.tasks), what=what) as recorder:
+    recorder = Recorder(pipeline, path, model, sample, before, num_prompts=len(work.tasks), what=what)
+    if release:
+        encode_once(pipeline, [task for task in work.tasks if not recorder.has(task.text, task.seed)], call)
+    with recorder:
         recorder.expect(varies, **call)
         taken, missing = recorder.indices, []
         for index, task in enumerate(work.tasks):
