@@ -72,6 +72,7 @@ main.interrupted = ("stopped; every finished prompt is kept, and the same comman
 @click.option("--step-pairs", metavar="PAIRS", help="Also dot products between these steps: 0:10,5:25, or all.")
 @click.option("--sample", type=click.IntRange(min=0), default=4096, show_default=True,
               help="Values kept of each activation, a quarter of that for text; 0 for statistics only.")  # fmt: skip
+@click.option("--time", is_flag=True, help="First time one more generation, so that plans can speak in milliseconds.")
 @click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def run(
@@ -97,6 +98,7 @@ def run(
     halves: bool,
     step_pairs: str | None,
     sample: int,
+    time: bool,
     quiet: bool,
     as_json: bool,
 ) -> int:
@@ -154,6 +156,7 @@ def run(
         what=What(chosen, not no_stack, boundaries=boundary, halves=halves, attention=attention),
         step_pairs=pairs,
         release=True,
+        time=time,
         quiet=quiet,
     )
     return _report(output, outcome, as_json)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from dit_tracer.progress import progress
 from dit_tracer.recording.call import arguments, own_arguments
 from dit_tracer.recording.recorder import Recorder, existing_trace
 from dit_tracer.recording.settings import Sample, What
+from dit_tracer.recording.timing import timed
 from dit_tracer.work import Task, Work
 
 
@@ -42,6 +44,7 @@ def run(
     step_pairs: tuple[tuple[int, int], ...] | None = (),
     defaults: dict[str, Any] | None = None,
     release: bool = False,
+    time: bool = False,
     quiet: bool = False,
 ) -> Outcome:
     """Trace every prompt that the trace at `path` does not hold yet; one that fails leaves a note, and the run goes on.
@@ -52,6 +55,7 @@ def run(
         step_pairs: Of which to record dot products; None for all there are, which only the loaded scheduler knows.
         defaults: Further arguments, left out where the pipeline does not know them.
         release: Whether the pipeline is for this run alone, so that its text encoders may go when all is encoded.
+        time: Whether to time a generation of the first prompt, not recorded, before; unless the trace has a timing.
 
     Raises:
         TraceError: There is something else at `path`, or a trace of other settings.
@@ -66,8 +70,11 @@ def run(
     varies = varying(pipeline, work)
     outcome = Outcome()
     recorder = Recorder(pipeline, path, model, sample, before, num_prompts=len(work.tasks), what=what)
+    tasks = [task for task in work.tasks if not recorder.has(task.text, task.seed)]
     if release:
-        encode_once(pipeline, [task for task in work.tasks if not recorder.has(task.text, task.seed)], call)
+        encode_once(pipeline, tasks, call)
+    if time and tasks and not (before and before.timing):
+        recorder.timing = timed(pipeline, partial(generate, pipeline, tasks[0], call), what)
     with recorder:
         recorder.expect(varies, **call)
         taken, missing = recorder.indices, []

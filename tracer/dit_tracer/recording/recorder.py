@@ -16,7 +16,7 @@ import numpy as np
 from dit_formats.console import plural
 from dit_formats.errors import ConflictError, PresentError, TraceError
 from dit_formats.reader import Trace, open_trace, shard_paths
-from dit_formats.schema import Layer, Prompt, Run, Shard, told_differences
+from dit_formats.schema import Layer, Prompt, Run, Shard, Timing, told_differences
 from dit_formats.writer import clear_failure, write_failure, write_shard
 from numpy.typing import NDArray
 
@@ -106,6 +106,8 @@ class Recorder:
         self._stack = stack() if what.stack else None
         self._settings = describe(pipeline, networks, model, sample) | {"recorded": what.as_settings(self._kinds)}
         self._sample = sample
+        self.timing: Timing | None = None
+        """How long a generation takes; written with every prompt."""
         self._generation: Generation | None = None
         self._entered = self._finished = False
         prompts = before.prompts if before else ()
@@ -267,7 +269,7 @@ class Recorder:
             own = json.dumps(self._own, ensure_ascii=False, sort_keys=True)
             one = Prompt(prompt.index + image, prompt.text, prompt.seed, image, own)
             streams = generation.streams(image, list(self._capture.fired), len(timesteps), self._places)
-            write_shard(self.path, Shard(run, (one,), layers, timesteps, sigmas, streams))
+            write_shard(self.path, Shard(run, (one,), layers, timesteps, sigmas, streams, self.timing))
             clear_failure(self.path, one)
             self._keys[one.key] = one
             self._next = max(self._next, one.index + 1)
