@@ -92,7 +92,7 @@ class Stopwatch:
         self._scheduler = pipeline.scheduler
         self._networks, self._attention, self._feed_forward = networks, attention, feed_forward
         self._apart = apart
-        self._cuda = device.type == "cuda"
+        self._device, self._cuda = device, device.type == "cuda"
         self._ends: list[Any] = []
         self._called = False
         self._layers: list[str] = []
@@ -122,7 +122,7 @@ class Stopwatch:
         if len(self._ends) < 2:
             raise LookupError("--time saw no step of the scheduler; leave it out")
         if self._cuda:
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(self._device)
         steps = np.array([self._seconds(*pair) for pair in zip(self._ends, self._ends[1:])])
         layers = {kind: np.array([self._median(name, kind) for name in self._layers]) for kind in TIMED}
         return Timing({kind: found for kind, found in layers.items() if not np.isnan(found).all()}, steps)
@@ -140,7 +140,7 @@ class Stopwatch:
         if not self._cuda:
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
-        event.record()
+        event.record(torch.cuda.current_stream(self._device))
         return event
 
     # Hooks -------------------------------------------------------------------
