@@ -100,9 +100,7 @@ class ShardFile:
         if not self.holds("steps", "seconds"):
             return None
         kinds = [kind for kind in schema.TIMED if self.holds("layers", f"seconds_{kind}")]
-        return Timing(
-            {kind: self.table("layers", f"seconds_{kind}") for kind in kinds}, self.table("steps", "seconds")
-        )
+        return Timing({kind: self.table("layers", f"seconds_{kind}") for kind in kinds}, self.table("steps", "seconds"))
 
     # Records -----------------------------------------------------------------
 

@@ -97,7 +97,11 @@ def _time(trace: Trace) -> dict[str, float] | None:
         ran |= (trace.geometry(stream, "recorded") == 1).any((0, 1))
     whole = timing.steps.sum()
     shares = {kind: float(np.nansum(seconds * ran.sum(-1)) / whole) for kind, seconds in timing.layers.items()}
-    return {"step": float(np.median(timing.steps)), "attention": shares.get("a", 0.0), "feed_forward": shares.get("f", 0.0)}
+    return {
+        "step": float(np.median(timing.steps)),
+        "attention": shares.get("a", 0.0),
+        "feed_forward": shares.get("f", 0.0),
+    }
 
 
 def show(summary: Summary) -> None:
@@ -126,7 +130,8 @@ def show(summary: Summary) -> None:
     console.print(Text(f"changes least: {summary.lowest}", style="dim"))
     if summary.time:
         attention, feed_forward = (f"{summary.time[part]:.0%}" for part in ("attention", "feed_forward"))
-        took = f"{1000 * summary.time['step']:.3g} ms"
+        step = summary.time["step"]
+        took = f"{step:.3g} s" if step >= 1 else f"{1000 * step:.3g} ms"
         console.print(Text(f"a step takes:  {took}; attention {attention}, feed-forward {feed_forward}", style="dim"))
     console.print()
 
