@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dit_formats.errors import ConflictError, PresentError
-from dit_formats.schema import Prompt, told_differences
+from dit_formats.schema import Prompt, Timing, told_differences
 
 from dit_tracer.calls import check, generate, opened, parameters, subject, varying
 from dit_tracer.encoders import encode_once
@@ -69,14 +69,15 @@ def run(
     what = replace(what, step_pairs=_pairs(step_pairs, pipeline, call.get("num_inference_steps", 0)))
     varies = varying(pipeline, work)
     outcome = Outcome()
-    recorder = Recorder(pipeline, path, model, sample, before, num_prompts=len(work.tasks), what=what)
-    tasks = [task for task in work.tasks if not recorder.has(task.text, task.seed)]
+    held = {(prompt.text, prompt.seed) for prompt in before.prompts} if before else set()
+    tasks = [task for task in work.tasks if (task.text, task.seed) not in held]
     if release:
         encode_once(pipeline, tasks, call)
+    recorder = Recorder(pipeline, path, model, sample, before, num_prompts=len(work.tasks), what=what)
+    recorder.expect(varies, **call)
     if time and tasks and not (before and before.timing):
-        recorder.timing = timed(pipeline, partial(generate, pipeline, tasks[0], call), what)
+        recorder.timing = _timing(pipeline, tasks[0], call, what)
     with recorder:
-        recorder.expect(varies, **call)
         taken, missing = recorder.indices, []
         for index, task in enumerate(work.tasks):
             if recorder.has(task.text, task.seed):
@@ -101,6 +102,13 @@ def run(
                 if not outcome.traced + outcome.present:
                     break  # what the very first prompt cannot do, the others can hardly
     return outcome
+
+
+def _timing(pipeline: Any, task: Task, call: dict[str, Any], what: What) -> Timing | None:
+    try:
+        return timed(pipeline, partial(generate, pipeline, task, call), what)
+    except (RuntimeError, ValueError, TypeError, AttributeError):
+        return None  # what this fails of, tracing the same prompt will tell
 
 
 def _free(index: int, taken: set[int], count: int) -> int:
