@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from dit_formats import open_trace
 from dit_formats.schema import Timing
 from dit_tracer import runs
 from dit_tracer.calls import generate
+from dit_tracer.cli import main
 from dit_tracer.models import loading
 from dit_tracer.models.catalog import find
 from dit_tracer.recording.settings import Sample, What
@@ -104,6 +106,12 @@ def test_trace_that_has_a_timing_is_not_timed_again(tmp_path: Path) -> None:
     trace("tiny:pixart-alpha", tmp_path / "t", 2, pipeline=pipeline, time=True)
     assert len(calls) == 10
     assert np.array_equal(timing(tmp_path / "t").steps, first)
+
+
+def test_command_times_when_asked(tmp_path: Path) -> None:
+    command = ["run", "digits-flux", "-n", "1", "--steps", "3", "--sample", "0", "--device", "cpu", "-q"]
+    assert CliRunner().invoke(main, [*command, "-o", str(tmp_path / "t"), "--time"]).exit_code == 0
+    assert set(timing(tmp_path / "t").layers) == {"q", "k", "v", "a", "f"}
 
 
 def test_run_without_timing_goes_on_with_it(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ on the first prompt; where it does not, because it uses them in another way than
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -21,6 +21,9 @@ from dit_tracer.calls import generate
 from dit_tracer.playback import Shelf, StandIn
 from dit_tracer.recording.sites import find_networks
 from dit_tracer.work import Task
+
+Begin = Callable[[Task], Any]
+"""Begins a generation, and gives the call of a network that it comes to."""
 
 
 def encode_once(pipeline: Any, tasks: Iterable[Task], call: dict[str, Any], *, others: bool = False) -> bool:
@@ -36,32 +39,36 @@ def encode_once(pipeline: Any, tasks: Iterable[Task], call: dict[str, Any], *, o
     encoders, distinct = _movable(pipeline), _distinct(tasks)
     if not encoders or not distinct:
         return False
-    networks, shelf = find_networks(pipeline), Shelf()
-    begin = partial(_network_call, pipeline, networks, call=call)
-    try:
-        with Reading(encoders) as reading:
-            wanted = begin(distinct[0])
-            reading.note(wanted)
-        stand_ins = {name: StandIn(name, part, reading.read[name], shelf) for name, part in encoders.items()}
-        vars(pipeline).update(stand_ins)
-        same = wanted is not None and alike(wanted, begin(distinct[0]))
-    except Exception:  # whatever a pipeline makes of a stand-in
-        same = False
-    same = same and _encode_further(begin, distinct[1:])
-    if not same:
+    begin = partial(_network_call, pipeline, find_networks(pipeline), call=call)
+    stand_ins = _tried_out(pipeline, encoders, begin, distinct[0])
+    if not stand_ins or not _encode_further(begin, distinct[1:]):
         vars(pipeline).update(encoders)
         return False
-    for stand_in in stand_ins.values():
+    for stand_in in stand_ins:
         stand_in.put_away() if others else stand_in.release()
     encoders.clear()
-    del reading, wanted
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return True
 
 
-def _encode_further(begin: Any, tasks: list[Task]) -> bool:
+def _tried_out(pipeline: Any, encoders: dict[str, nn.Module], begin: Begin, task: Task) -> list[StandIn]:
+    """Stand-ins, put into the pipeline; none if a network is called with something else then."""
+    shelf = Shelf()
+    try:
+        with Reading(encoders) as reading:
+            wanted = begin(task)
+            reading.note(wanted)
+        stand_ins = {name: StandIn(name, part, reading.read[name], shelf) for name, part in encoders.items()}
+        vars(pipeline).update(stand_ins)
+        same = wanted is not None and alike(wanted, begin(task))
+    except Exception:  # whatever a pipeline makes of a stand-in, or of this prompt
+        same = False
+    return list(stand_ins.values()) if same else []
+
+
+def _encode_further(begin: Begin, tasks: list[Task]) -> bool:
     """Whether there was room for what all these tasks need."""
     for task in tasks:
         try:

@@ -85,7 +85,10 @@ class StandIn(nn.Module):
     def put_away(self) -> None:
         """Move the encoder to the host, from where it is fetched for an input that is not known."""
         self._away = self.device.type != "cpu"
-        self._move("cpu")
+        try:
+            self._move("cpu")
+        except ValueError:  # some quantised weights cannot be moved
+            self._away = False
 
     def _computed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if not self._encoder:
