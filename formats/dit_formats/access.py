@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from dit_formats import schema
 from dit_formats.deflate import inflated
 from dit_formats.errors import TraceError
-from dit_formats.schema import Array, Layer, Prompt, Run
+from dit_formats.schema import Array, Layer, Prompt, Run, Timing
 
 MAX_RATIO = 1032
 """Deflate cannot shrink anything further than this, so an array declared larger is a lie."""
@@ -119,6 +119,13 @@ class ShardFile:
         """The data type of the tensors that were sampled."""
         dataset = self._dataset(stream, "samples")
         return self._text_attribute(dataset, "source_dtype")
+
+    def timing(self) -> Timing | None:
+        """How long a generation takes, if the shard tells."""
+        if not self.holds("steps", "seconds"):
+            return None
+        kinds = [kind for kind in schema.TIMED if self.holds("layers", f"seconds_{kind}")]
+        return Timing({kind: self.table("layers", f"seconds_{kind}") for kind in kinds}, self.table("steps", "seconds"))
 
     # Records -----------------------------------------------------------------
 

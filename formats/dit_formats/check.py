@@ -77,6 +77,7 @@ def _read_whole(path: Path, health: Health) -> None:
     """Read all arrays of a shard, and count it."""
     nonfinite = 0
     with ShardFile(path) as shard:
+        shard.timing()
         for stream in shard.streams:
             arrays = {name: shard.stream(stream, name) for name in schema.STREAM if name != "samples"}
             for name in schema.OPTIONAL:

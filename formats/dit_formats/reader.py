@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from dit_formats import schema
 from dit_formats.access import ShardFile
 from dit_formats.errors import TraceError
-from dit_formats.schema import Layer, Prompt, Run
+from dit_formats.schema import Layer, Prompt, Run, Timing
 
 
 def open_trace(path: str | Path) -> Trace:
@@ -96,6 +96,16 @@ class Trace:
     @property
     def num_steps(self) -> int:
         return len(self.timesteps)
+
+    @cached_property
+    def timing(self) -> Timing | None:
+        """How long a generation takes, if one was timed; as the first shard tells that knows."""
+        for shard in self._shards:
+            with shard:
+                found = shard.timing()
+            if found:
+                return found
+        return None
 
     @property
     def streams(self) -> tuple[str, ...]:

@@ -75,7 +75,14 @@ STREAM = {
     "num_tokens": Array("i8", ("kind", "layer")),
     "num_channels": Array("i8", ("kind", "layer")),
 }
-OPTIONAL_TABLES = {"prompts": {"arguments": Array("S", ("prompt",))}}
+TIMED = ("q", "k", "v", "a", "f")
+"""Kinds of which a trace may tell the seconds that they take."""
+
+OPTIONAL_TABLES = {
+    "prompts": {"arguments": Array("S", ("prompt",))},
+    "layers": {f"seconds_{kind}": Array("f8", ("layer",)) for kind in TIMED},
+    "steps": {"seconds": Array("f8", ("step",))},
+}
 OPTIONAL = {
     "site": Array("S", ("layer",)),
     "branch_products": Array("f8", ("prompt", "branch_pair", "kind", "layer", "step"), chunk_axes=("prompt",)),
@@ -188,6 +195,20 @@ class StreamData:
 
 
 @dataclass(frozen=True)
+class Timing:
+    """How long one generation took that was not recorded, in seconds.
+
+    Args:
+        layers: By kind, for every layer, the median over the steps in which it ran, (layer); NaN where it has no such
+            part.
+        steps: Of every step, (step).
+    """
+
+    layers: dict[str, NDArray[np.float64]]
+    steps: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
 class Shard:
     """The content of one shard."""
 
@@ -197,6 +218,7 @@ class Shard:
     timesteps: NDArray[np.float64]
     sigmas: NDArray[np.float64]
     streams: dict[str, StreamData]
+    timing: Timing | None = None
 
 
 def told_differences(found: dict[str, Any], asked: dict[str, Any], most: int = 5) -> str:

@@ -89,7 +89,7 @@ def lay_out(file: h5py.File, shard: Shard) -> None:
 
 def _tables(shard: Shard) -> dict[str, dict[str, NDArray[Any]]]:
     """The three tables of a shard as columns."""
-    prompts, layers = shard.prompts, shard.layers
+    prompts, layers, timing = shard.prompts, shard.layers, shard.timing
     return {
         "prompts": {
             "index": np.array([p.index for p in prompts]),
@@ -102,8 +102,9 @@ def _tables(shard: Shard) -> dict[str, dict[str, NDArray[Any]]]:
             "name": _strings([layer.name for layer in layers]),
             "type": _strings([layer.type for layer in layers]),
             "heads": np.array([layer.heads for layer in layers]),
-        },
-        "steps": {"timestep": shard.timesteps, "sigma": shard.sigmas},
+        }
+        | ({f"seconds_{kind}": seconds for kind, seconds in timing.layers.items()} if timing else {}),
+        "steps": {"timestep": shard.timesteps, "sigma": shard.sigmas} | ({"seconds": timing.steps} if timing else {}),
     }
 
 

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from dit_analyzer.cli import main
+from dit_formats.schema import Shard, Timing
+from dit_formats.writer import write_shard
 
 
 def run(*arguments: object) -> Result:
@@ -29,6 +34,15 @@ def test_summary_is_json_for_programs(trace_folder: Path) -> None:
     assert (one["prompts"], one["steps"], one["layer_types"]) == (3, 5, {"self": 1, "cross": 1})
     assert [row["kind"] for row in one["rows"]] == ["k", "v", "a", "a"]
     assert len(one["rows"][0]["curve"]) == 4
+
+
+def test_summary_tells_where_the_time_of_a_step_goes(tmp_path: Path, shard: Callable[..., Shard]) -> None:
+    """Layer 0 is at work for a quarter of a second in every step of one second, and layer 1 for an eighth."""
+    timing = Timing({"a": np.array([0.25, 0.125]), "f": np.array([np.nan, 0.5])}, np.ones(5))
+    write_shard(tmp_path, replace(shard(0), timing=timing))
+    assert "a step takes:  1 s; attention 38%, feed-forward 50%" in run("summary", tmp_path).stdout
+    (one,) = json.loads(run("summary", tmp_path, "--json").stdout)
+    assert one["time"] == {"step": 1.0, "attention": 0.375, "feed_forward": 0.5}
 
 
 def test_summary_from_samples_agrees(trace_folder: Path) -> None:

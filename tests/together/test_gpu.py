@@ -10,8 +10,13 @@ import pytest
 import torch
 from dit_analyzer import distances
 from dit_formats import open_trace
+from dit_tracer.calls import generate
+from dit_tracer.encoders import encode_once
 from dit_tracer.models.catalog import BUNDLED
 from dit_tracer.models.loading import load
+from dit_tracer.recording.settings import What
+from dit_tracer.recording.timing import timed
+from dit_tracer.work import Task
 
 pytestmark = pytest.mark.gpu
 
@@ -36,3 +41,30 @@ def test_recording_on_a_gpu_changes_nothing_and_measures_the_same(name: str, dty
     with open_trace(tmp_path / "a.trace") as trace:
         exact, sampled = (distances(trace, source=source)["l1"].values for source in ("exact", "sample"))
     np.testing.assert_allclose(sampled, exact, rtol=1e-5)
+
+
+@pytest.mark.parametrize("others", [False, True])
+def test_text_encoders_leave_the_gpu_and_latents_stay_equal(others: bool) -> None:
+    model = BUNDLED["digits-flux"]
+    pipeline = load(model, "bfloat16", "cuda")
+
+    def latents() -> torch.Tensor:
+        generator = torch.Generator().manual_seed(0)
+        call = model.call | {"num_inference_steps": 2, "output_type": "latent"}
+        return pipeline("a red seven", generator=generator, **call).images
+
+    wanted, before = latents(), torch.cuda.memory_allocated()
+    weights = [weight for part in (pipeline.text_encoder, pipeline.text_encoder_2) for weight in part.parameters()]
+    size = sum(weight.nbytes for weight in weights)
+    del weights
+    assert encode_once(pipeline, [Task("a red seven", 0)], model.call, others=others)
+    assert torch.cuda.memory_allocated() <= before - size
+    assert torch.equal(latents(), wanted)
+
+
+def test_time_on_a_gpu_is_that_of_its_kernels() -> None:
+    model = BUNDLED["digits-flux"]
+    pipeline = load(model, "bfloat16", "cuda")
+    found = timed(pipeline, lambda: generate(pipeline, Task("a red seven", 0), model.call), What())
+    assert (found.steps > 0).all()
+    assert 0 < np.nansum(found.layers["a"]) < np.median(found.steps)

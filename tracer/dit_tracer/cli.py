@@ -117,6 +117,7 @@ class _Remembering(click.Command):
               "activation, and changes are estimates.  [default: the first that memory allows]")  # fmt: skip
 @click.option("--ignore-disk", is_flag=True, help="Start even if the disk seems too small.")
 @click.option("--dry-run", is_flag=True, help="Say what would be recorded, and how large it would be; write nothing.")
+@click.option("--time", is_flag=True, help="First time one more generation, so that plans can speak in milliseconds.")
 @click.option("--time-limit", metavar="TIME", callback=lambda _, __, text: _seconds(text),
               help="Stop in time, exit code 75: 3h50m, 90s.  [default: none]")  # fmt: skip
 @click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
@@ -150,6 +151,7 @@ def run(
     previous: str | None,
     ignore_disk: bool,
     dry_run: bool,
+    time: bool,
     quiet: bool,
     as_json: bool,
     rank: Rank,
@@ -235,6 +237,8 @@ def run(
         previous=previous,
         pilot=pilot,
         ignore_disk=ignore_disk,
+        release=True,
+        time=time,
         quiet=quiet,
         rank=rank,
         stopping=stopping,

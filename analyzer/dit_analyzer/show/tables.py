@@ -47,6 +47,8 @@ class Summary:
     rows: list[Row]
     highest: str
     lowest: str
+    time: dict[str, float] | None = None
+    """Seconds of a step, and the shares of it that attention and feed-forward networks take."""
 
 
 def headline(trace: Trace) -> str:
@@ -81,7 +83,25 @@ def summarise(trace: Trace, source: str) -> Summary:
         + [row for name, group in GROUPS.items() for row in _rows(others.isel(layer=ds.layer_type == name), group)],
         highest=_layer(by_layer, by_layer.argmax("layer")) if by_layer.size else "none has a value",
         lowest=_layer(by_layer, by_layer.argmin("layer")) if by_layer.size else "none has a value",
+        time=_time(trace),
     )
+
+
+def _time(trace: Trace) -> dict[str, float] | None:
+    """Over all steps, for a layer may run in some of them only."""
+    timing = trace.timing
+    if timing is None:
+        return None
+    ran = np.zeros((len(trace.layers), trace.num_steps), bool)
+    for stream in trace.streams:
+        ran |= (trace.geometry(stream, "recorded") == 1).any((0, 1))
+    whole = timing.steps.sum()
+    shares = {kind: float(np.nansum(seconds * ran.sum(-1)) / whole) for kind, seconds in timing.layers.items()}
+    return {
+        "step": float(np.median(timing.steps)),
+        "attention": shares.get("a", 0.0),
+        "feed_forward": shares.get("f", 0.0),
+    }
 
 
 def show(summary: Summary) -> None:
@@ -108,6 +128,11 @@ def show(summary: Summary) -> None:
     console.print(table)
     console.print(Text(f"changes most:  {summary.highest}", style="dim"))
     console.print(Text(f"changes least: {summary.lowest}", style="dim"))
+    if summary.time:
+        attention, feed_forward = (f"{summary.time[part]:.0%}" for part in ("attention", "feed_forward"))
+        step = summary.time["step"]
+        took = f"{step:.3g} s" if step >= 1 else f"{1000 * step:.3g} ms"
+        console.print(Text(f"a step takes:  {took}; attention {attention}, feed-forward {feed_forward}", style="dim"))
     console.print()
 
 

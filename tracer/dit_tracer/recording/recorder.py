@@ -16,7 +16,7 @@ import numpy as np
 from dit_formats.console import plural
 from dit_formats.errors import ConflictError, PresentError, TraceError
 from dit_formats.reader import Trace, open_trace, shard_paths
-from dit_formats.schema import STACK, Layer, Prompt, Run, Shard, told_differences
+from dit_formats.schema import STACK, Layer, Prompt, Run, Shard, Timing, told_differences
 from dit_formats.writer import clear_failure, write_failure, write_shard
 from numpy.typing import NDArray
 
@@ -118,6 +118,8 @@ class Recorder:
         stack = functools.partial(Stack, networks, self._capture, self._clock, self._meter.on_state, what.boundaries)
         self._stack = stack() if what.stack else None
         self._settings = describe(pipeline, networks, model, sample) | {"recorded": what.as_settings(self._kinds)}
+        self.timing: Timing | None = None
+        """How long a generation takes; written with every prompt."""
         self._generation: Generation | None = None
         self._entered = self._finished = False
         prompts = before.prompts if before else ()
@@ -315,12 +317,12 @@ class Recorder:
         images = [
             Prompt(prompt.index + image, prompt.text, prompt.seed, image, own) for image in range(generation.num_images)
         ]
-        names, places, path = list(self._capture.fired), self._places, self.path
+        names, places, timing, path = list(self._capture.fired), self._places, self.timing, self.path
 
         def write() -> None:
             for image, one in enumerate(images):
                 streams = generation.streams(image, names, len(timesteps), places)
-                write_shard(path, Shard(run, (one,), layers, timesteps, sigmas, streams))
+                write_shard(path, Shard(run, (one,), layers, timesteps, sigmas, streams, timing))
                 clear_failure(path, one)
 
         self._writer.submit(write, generation.nbytes)

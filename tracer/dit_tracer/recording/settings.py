@@ -21,6 +21,8 @@ from dit_tracer.recording.sites import family_of
 
 ALL_KINDS = ("q", "k", "v", "o", "a", "f")
 
+PLAIN = (torch.Tensor, torch.nn.Parameter)
+
 PACKAGES = ("ditscope", "torch", "diffusers", "transformers", "numpy", "h5py")
 
 
@@ -115,17 +117,23 @@ def describe(pipeline: Any, transformers: dict[str, Any], model: str, sample: Sa
 def _parts(pipeline: Any, networks: dict[str, Any]) -> dict[str, Any]:
     """The other networks of a pipeline that decide its numbers: not what only decodes or judges a finished picture."""
     encodes = "image" in inspect.signature(type(pipeline).__call__).parameters
-    found = {}
-    for name, part in sorted(getattr(pipeline, "components", {}).items()):
-        if isinstance(part, torch.nn.Module) and name not in networks and name != "safety_checker":
-            if encodes or not name.startswith(("vae", "vocoder", "audio_vae")):
-                part = getattr(part, "_orig_mod", part)
-                found[name] = {
-                    "class": type(part).__name__,
-                    "dtype": str(getattr(part, "dtype", None)).removeprefix("torch."),
-                    "weights": fingerprint(part),
-                }
-    return found
+    return {
+        name: part_now(part)
+        for name, part in sorted(getattr(pipeline, "components", {}).items())
+        if isinstance(part, torch.nn.Module) and name not in networks and name != "safety_checker"
+        if encodes or not name.startswith(("vae", "vocoder", "audio_vae"))
+    }
+
+
+def part_now(part: Any) -> dict[str, Any]:
+    """What a part is at this moment; of one that stands for another, what that other was."""
+    part = getattr(part, "_orig_mod", part)
+    stands_for = vars(part).get("stands_for")
+    return stands_for or {
+        "class": type(part).__name__,
+        "dtype": str(getattr(part, "dtype", None)).removeprefix("torch."),
+        "weights": fingerprint(part),
+    }
 
 
 def networks_now(pipeline: Any, networks: dict[str, Any]) -> dict[str, Any]:
@@ -172,8 +180,7 @@ def fingerprint(module: Any) -> str | None:
     weights = [weight for weight in module.state_dict().values() if isinstance(weight, torch.Tensor)]
     if any(weight.is_meta for weight in weights) or _on_disk(module):
         return None
-    few = [torch.empty(0, dtype=torch.float64), *map(_some_values, weights)]
-    found = hashlib.sha256(torch.cat(few).numpy().tobytes())
+    found = hashlib.sha256(_values([_some_values(weight) for weight in weights]))
     found.update("".join((*adapter_scales(module), *_quantised(weights))).encode())
     return found.hexdigest()[:16]
 
@@ -196,16 +203,35 @@ def adapter_scales(module: Any) -> Iterator[str]:
 
 def _quantised(weights: list[Any]) -> list[str]:
     """How weights are stored that are no plain tensors; one quantisation may compute in several ways."""
-    plain = (torch.Tensor, torch.nn.Parameter)
-    return sorted({type(weight).__name__ for weight in weights if type(weight) not in plain})
+    return sorted({type(weight).__name__ for weight in weights if type(weight) not in PLAIN})
 
 
 def _some_values(weight: torch.Tensor) -> torch.Tensor:
-    """Eight values of a weight or fewer, in float64; quantised ones as what they stand for."""
-    plain = weight.detach()
-    if type(plain) is not torch.Tensor and hasattr(plain, "dequantize"):
+    """Eight values of a weight or fewer; of a quantised one, of what it stands for."""
+    plain = weight.detach() if weight.requires_grad else weight
+    if type(plain) not in PLAIN and hasattr(plain, "dequantize"):
         plain = plain.dequantize()
-    return plain.flatten()[:: max(1, plain.numel() // 8)][:8].double().cpu()
+    stride = max(1, plain.numel() // 8)
+    if not plain.is_contiguous():
+        return plain.flatten()[::stride][:8]
+    return plain.as_strided((min(8, -(-plain.numel() // stride)),), (stride,))
+
+
+def _values(few: list[torch.Tensor]) -> bytes:
+    """Values of all these tensors in float64, one after the other.
+
+    They are gathered where they are, because a GPU is waited for at every transfer, and a network has 2000 weights.
+    """
+    groups: dict[Any, list[int]] = {}
+    for place, values in enumerate(few):
+        groups.setdefault((values.device, values.dtype), []).append(place)
+    found = [b""] * len(few)
+    for places in groups.values():
+        together, end = torch.cat([few[place] for place in places]).double().cpu().numpy().tobytes(), 0
+        for place in places:
+            start, end = end, end + 8 * len(few[place])
+            found[place] = together[start:end]
+    return b"".join(found)
 
 
 def _config(part: Any) -> dict[str, Any]:
