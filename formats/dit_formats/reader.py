@@ -175,11 +175,17 @@ class Trace:
         return getattr(self._shards[0], name)[self._shards[0].streams.index(stream)]
 
     def _gathered(self, stream: str, name: str) -> NDArray[np.float64]:
-        whole = {}
+        places: dict[int, list[int]] = {}
+        for place, (shard, _) in enumerate(self._rows):
+            places.setdefault(id(shard), []).append(place)
+        result = None
         for shard in self._shards:
             with shard:
-                whole[id(shard)] = shard.stream(stream, name)
-        return np.stack([whole[id(shard)][row] for shard, row in self._rows])
+                values = shard.stream(stream, name)
+            result = np.empty((len(self._rows), *values.shape[1:])) if result is None else result
+            for place in places.get(id(shard), ()):
+                result[place] = values[self._rows[place][1]]
+        return result
 
 
 def _ordered_rows(shards: list[ShardFile]) -> list[tuple[ShardFile, int]]:
