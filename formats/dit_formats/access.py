@@ -19,7 +19,7 @@ from dit_formats.schema import Array, Layer, Prompt, Run, Timing
 
 
 class ShardFile(Arrays):
-    """A shard: its records, and, inside a `with` block, its arrays. Closed in between, so that a trace may have many."""
+    """A shard: its records, and, inside a `with` block, its arrays. Closed in between, for a trace may have many."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)

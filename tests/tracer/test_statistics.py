@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from dit_tracer.recording import chunked
+from dit_tracer.recording import chunked, compiled
 from dit_tracer.recording.history import History
 from dit_tracer.recording.statistics import step_sums, transition_sums
 
@@ -74,6 +74,30 @@ def test_fast_sums_are_the_plain_ones(layout: str, dtype: torch.dtype, monkeypat
     alone, none = chunked.measure(current, None)
     torch.testing.assert_close(alone, sums, rtol=2e-7, atol=0)
     assert none is None
+
+
+@pytest.mark.parametrize("layout", ["as it lies", "heads apart", "part of the tokens"])
+def test_compiled_sums_are_the_plain_ones(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While everything else runs as it is written, as it does within a recorder."""
+    assert compiled.usable(), "the tests need a C++ compiler"
+    monkeypatch.setattr(compiled, "LARGE", 1)
+    generator = torch.Generator().manual_seed(0)
+    previous, current = torch.randn(2, 2, 1, 4, 160, 64, generator=generator)
+    current[0, 0, 1, 15, 3] = torch.inf
+    previous, current = (LAYOUTS[layout](t) for t in (previous, current))
+    memory = torch.empty_like(current).copy_(previous)
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        first = compiled.measure(current, None, memory.clone())
+        found = compiled.measure(current, memory, memory)
+    expected = step_sums(current), transition_sums(previous, current)
+    torch.testing.assert_close(found, expected, rtol=5e-7, atol=1e-4)
+    torch.testing.assert_close(first[0], expected[0], rtol=5e-7, atol=1e-4)
+    assert torch.equal(memory, current) and first[1] is None
+
+
+def test_small_or_odd_activations_are_not_worth_compiling() -> None:
+    assert compiled.measure(torch.zeros(1, 1, 1, 100, 100), None) is None
+    assert compiled.measure(torch.zeros(1, 1, 1, 1, 524287), None) is None, "a prime number of elements"
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])

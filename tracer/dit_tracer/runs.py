@@ -93,7 +93,8 @@ def run(
             held, _ = _piloted(pipeline, path, model, before, call, sample, what, work) if pilot else (sample, None)
             make(held, what=replace(what, previous=previous or held_previous(before))).expect(varies, **call)
         if release:
-            encode_once(pipeline, missing, call)
+            share = [task for task in work.tasks[rank.rank :: rank.count] if task in missing]
+            encode_once(pipeline, share, call, others=rank.count > 1)
         if sketch := first_steps(model, pipeline, call, what, missing[0]):
             if not ignore_disk:
                 refuse_full_disk(path, size_of(sketch, what, sample), len(missing))

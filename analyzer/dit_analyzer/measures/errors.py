@@ -15,8 +15,8 @@ def weighted_error(
     """Standard error of the weighted mean of values (..., position, transition): (..., transition).
 
     SE^2 = sum over strata of W^2 (1 - n / N) s^2 / n: W is a stratum's share of the weights, s^2 the variance within
-    it, n of its N = W * size elements are sampled. Values that are not finite are left out. With channels for strata it is
-    sum_c (1 / C)^2 s_c^2 / n_c.
+    it, n of its N = W * size elements are sampled. Values that are not finite are left out. With channels for strata it
+    is sum_c (1 / C)^2 s_c^2 / n_c.
 
     Args:
         strata: The stratum of each position, as `strata_of` gives them.
