@@ -106,7 +106,8 @@ def _frame(trace: Trace, stats_only: bool) -> Shard:
     first = trace.rows[0][0]
     with first:
         streams = {name: _stream(trace, first, name, stats_only) for name in first.streams}
-    return Shard(_run(trace, stats_only), trace.prompts, trace.layers, trace.timesteps, trace.sigmas, streams)
+    run = _run(trace, stats_only)
+    return Shard(run, trace.prompts, trace.layers, trace.timesteps, trace.sigmas, streams, trace.timing)
 
 
 def _stream(trace: Trace, first: ShardFile, stream: str, stats_only: bool) -> StreamData:

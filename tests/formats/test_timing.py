@@ -12,6 +12,7 @@ import pytest
 from dit_formats import open_trace
 from dit_formats.check import check
 from dit_formats.errors import TraceError
+from dit_formats.pack import pack
 from dit_formats.schema import Shard, Timing
 from dit_formats.writer import write_shard
 
@@ -35,6 +36,14 @@ def test_first_shard_that_has_a_timing_tells_it(shard: Callable[..., Shard], tmp
     with open_trace(tmp_path) as trace:
         assert np.array_equal(trace.timing.steps, TIMING.steps)
     assert check(tmp_path).exit_code == 0
+
+
+def test_packed_trace_keeps_the_timing(shard: Callable[..., Shard], tmp_path: Path) -> None:
+    for index, timing in enumerate((None, TIMING)):
+        write_shard(tmp_path, replace(shard(index), timing=timing))
+    pack(tmp_path, tmp_path / "packed.h5")
+    with open_trace(tmp_path / "packed.h5") as trace:
+        assert np.array_equal(trace.timing.steps, TIMING.steps)
 
 
 def test_trace_without_timing_has_none(trace_folder: Path) -> None:

@@ -89,13 +89,13 @@ def run(
     missing = _missing_tasks(before, work)
     told = None
     if missing:
+        share = [task for task in work.tasks[rank.rank :: rank.count] if task in missing] or missing[:1]
         if before:  # what would be refused is refused before the long preparations
             held, _ = _piloted(pipeline, path, model, before, call, sample, what, work) if pilot else (sample, None)
             make(held, what=replace(what, previous=previous or held_previous(before))).expect(varies, **call)
         if release:
-            share = [task for task in work.tasks[rank.rank :: rank.count] if task in missing]
             encode_once(pipeline, share, call, others=rank.count > 1)
-        if sketch := first_steps(model, pipeline, call, what, missing[0]):
+        if sketch := first_steps(model, pipeline, call, what, share[0]):
             if not ignore_disk:
                 refuse_full_disk(path, size_of(sketch, what, sample), len(missing))
             device = getattr(pipeline, "_execution_device", pipeline.device)
@@ -111,7 +111,7 @@ def run(
         return outcome
     if told and rank.leads and not quiet:
         print(told, file=sys.stderr)
-    if time and not (before and before.timing):
+    if time and rank.leads and not (before and before.timing):
         recorder.timing = _timing(pipeline, asked[0][1], call, what)
     progress = Progress(f"tracing {model}", Shards(path), work.prompts, quiet or not rank.leads)
     with Claims(path) as claims:

@@ -171,10 +171,6 @@ class Samples:
             found[: len(kept), list(rows)] = kept
         return found
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[np.float32]:
-        """All of it."""
-        return np.stack([self[at] for at in np.ndindex(self.shape[:-2])]).reshape(self.shape)
-
 
 class Generation:
     """All series of the generation at work."""
