@@ -29,6 +29,14 @@ def test_summary_shows_what_the_trace_holds(trace_folder: Path) -> None:
     assert f"next: dit-analyze figures {trace_folder}" in result.stderr
 
 
+def test_summary_says_that_statistics_alone_are_no_archive(
+    tmp_path: Path, shard: Callable[..., Shard], trace_folder: Path
+) -> None:
+    write_shard(tmp_path, shard(positions=0))
+    assert "statistics only, no archive" in run("summary", tmp_path).stdout
+    assert "no archive" not in run("summary", trace_folder).stdout
+
+
 def test_summary_is_json_for_programs(trace_folder: Path) -> None:
     (one,) = json.loads(run("summary", trace_folder, "--json").stdout)
     assert (one["prompts"], one["steps"], one["layer_types"]) == (3, 5, {"self": 1, "cross": 1})
@@ -154,4 +162,7 @@ def test_packed_trace_is_one_more_trace(trace_folder: Path, tmp_path: Path) -> N
     assert again.exit_code == 1 and "--force" in again.stderr and len(again.stderr.splitlines()) == 1
     stats = run("pack", trace_folder, "-o", target, "--force", "--stats-only", "--json")
     assert json.loads(stats.stdout)["bytes"] == target.stat().st_size
-    assert run("summary", target).stdout == run("summary", trace_folder).stdout
+    assert (
+        run("summary", target).stdout.replace(" · statistics only, no archive", "")
+        == run("summary", trace_folder).stdout
+    )

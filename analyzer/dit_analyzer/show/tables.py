@@ -73,8 +73,9 @@ def summarise(trace: Trace, source: str) -> Summary:
     view = paper_view(ds)
     others = ds.isel(branch=guidance_halves(ds), stream=(ds.stream == "latent").values).mean(("branch", "stream"))
     by_layer = view["rel_l1"].mean(("prompt", "kind", "transition")).dropna("layer")
+    sampled = any(trace.geometry(stream, "token").shape[-1] for stream in trace.streams)
     return Summary(
-        title=headline(trace),
+        title=headline(trace) + ("" if sampled else " · statistics only, no archive"),
         prompts=len(trace.prompts),
         asked=trace.num_asked,
         steps=trace.num_steps,
