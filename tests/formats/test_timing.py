@@ -39,9 +39,12 @@ def test_first_shard_that_has_a_timing_tells_it(shard: Callable[..., Shard], tmp
 
 
 def test_packed_trace_keeps_the_timing(shard: Callable[..., Shard], tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
     for index, timing in enumerate((None, TIMING)):
-        write_shard(tmp_path, replace(shard(index), timing=timing))
-    pack(tmp_path, tmp_path / "packed.h5")
+        write_shard(folder, replace(shard(index), timing=timing))
+    with open_trace(folder) as trace:
+        pack(trace, tmp_path / "packed.h5")
     with open_trace(tmp_path / "packed.h5") as trace:
         assert np.array_equal(trace.timing.steps, TIMING.steps)
 

@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "formats": {"numpy", "h5py", "isal", "dit_formats"},
     "tracer": {
         "numpy", "click", "rich", "torch", "diffusers", "transformers", "tokenizers", "safetensors",
-        "sklearn", "PIL", "huggingface_hub", "psutil", "dit_formats", "dit_tracer",
+        "sklearn", "PIL", "huggingface_hub", "psutil", "triton", "dit_formats", "dit_tracer",
     },
     "analyzer": {"numpy", "scipy", "xarray", "matplotlib", "click", "rich", "dit_formats", "dit_analyzer"},
 }  # fmt: skip

@@ -141,7 +141,7 @@ def test_halves_of_a_batch_are_named_as_the_pipeline_laid_them(name: str, tmp_pa
         by_branch = sums(found, layer)
     assert set(by_branch) == {"cond", "uncond"} and len(by_branch["cond"]) == len(seen)
     for half, branch in enumerate(order):
-        np.testing.assert_allclose(by_branch[branch], sizes([output.chunk(2)[half] for output in seen]), rtol=1e-9)
+        np.testing.assert_allclose(by_branch[branch], sizes([output.chunk(2)[half] for output in seen]), rtol=2e-7)
 
 
 @pytest.mark.parametrize("name", TWO_CALLS)
@@ -150,8 +150,8 @@ def test_two_calls_in_a_step_are_cond_and_uncond(name: str, tmp_path: Path) -> N
     with outputs_of(name, layer) as seen, trace(name, tmp_path / "a.trace", **FURTHER.get(name, {})) as found:
         by_branch = sums(found, layer)
     assert set(by_branch) == {"cond", "uncond"} and len(seen) == 2 * STEPS
-    np.testing.assert_allclose(by_branch["cond"], sizes(seen[0::2]), rtol=1e-9)
-    np.testing.assert_allclose(by_branch["uncond"], sizes(seen[1::2]), rtol=1e-9)
+    np.testing.assert_allclose(by_branch["cond"], sizes(seen[0::2]), rtol=2e-7)
+    np.testing.assert_allclose(by_branch["uncond"], sizes(seen[1::2]), rtol=2e-7)
 
 
 @pytest.mark.parametrize("name", [*BATCHED, *TWO_CALLS])
@@ -180,8 +180,8 @@ def test_a_third_call_in_a_step_is_a_branch_of_its_own(tmp_path: Path) -> None:
     assert found.branches("latent") == ("call1", "cond", "uncond")
     batches = [output for output in seen if len(output) == 2]
     for half, branch in enumerate(UNCOND_FIRST):
-        np.testing.assert_allclose(by_branch[branch], sizes([output[half] for output in batches]), rtol=1e-9)
-    np.testing.assert_allclose(by_branch["call1"], [np.nan, *sizes([x for x in seen if len(x) == 1])], rtol=1e-9)
+        np.testing.assert_allclose(by_branch[branch], sizes([output[half] for output in batches]), rtol=2e-7)
+    np.testing.assert_allclose(by_branch["call1"], [np.nan, *sizes([x for x in seen if len(x) == 1])], rtol=2e-7)
     assert (recorded[0] == np.array([[0, 1, 1, 1], [0, 0, 0, 0], [0, 1, 1, 1]])).all() and recorded[1:].all()
     halves = [key for key in keys if len(key) == 2]
     expected = [float((after - before).abs().mean()) for before, after in zip(halves, halves[1:])]
@@ -274,7 +274,7 @@ def test_second_attention_of_sd35_is_a_layer_of_latent_tokens_alone(tmp_path: Pa
     assert other == first + 1
     for name, seen in {"attn": joint, "attn2": second}.items():
         for half, branch in enumerate(UNCOND_FIRST):
-            np.testing.assert_allclose(values[name][branch], sizes([output[half] for output in seen]), rtol=1e-9)
+            np.testing.assert_allclose(values[name][branch], sizes([output[half] for output in seen]), rtol=2e-7)
     recorded = found.geometry("text", "recorded")
     assert recorded[:, :, first].all() and not recorded[:, :, other].any()
 
@@ -293,7 +293,7 @@ def test_images_of_one_prompt_are_told_apart(name: str, tmp_path: Path) -> None:
     for image in range(2):
         for half, branch in enumerate(branches):
             expected = sizes([part[2 * half + image] for part in parts])
-            np.testing.assert_allclose(by_image[image][branch], expected, rtol=1e-9)
+            np.testing.assert_allclose(by_image[image][branch], expected, rtol=2e-7)
     assert by_image[0]["cond"][-1] != pytest.approx(by_image[1]["cond"][-1], rel=1e-4)
 
 
@@ -304,7 +304,7 @@ def test_images_of_one_prompt_are_told_apart_in_two_calls(tmp_path: Path) -> Non
     for image in range(2):
         for call, branch in enumerate(("cond", "uncond")):
             expected = sizes([output[image] for output in seen[call::2]])
-            np.testing.assert_allclose(by_image[image][branch], expected, rtol=1e-9)
+            np.testing.assert_allclose(by_image[image][branch], expected, rtol=2e-7)
 
 
 def test_perturbed_attention_guidance_is_refused(tmp_path: Path) -> None:

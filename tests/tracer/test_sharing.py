@@ -182,6 +182,7 @@ def test_settings_are_compared_once_more_before_the_first_shard_is_written(tmp_p
     (other,) = (tmp_path / "other").iterdir()
 
     def meanwhile(_: str) -> None:
+        (tmp_path / "t").mkdir(exist_ok=True)
         shutil.copy(other, tmp_path / "t")
 
     with pytest.raises(ConflictError, match="call.num_inference_steps: 3 in the trace, 2 now"):

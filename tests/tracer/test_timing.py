@@ -101,10 +101,10 @@ def test_trace_that_has_a_timing_is_not_timed_again(tmp_path: Path) -> None:
     calls, pipeline = [], build("tiny:pixart-alpha")
     pipeline.transformer.register_forward_pre_hook(lambda *_: calls.append(1))
     trace("tiny:pixart-alpha", tmp_path / "t", 1, pipeline=pipeline, time=True)
-    assert len(calls) == 1 + 3 + 3  # warming up, timed, recorded
+    assert len(calls) == 2 + 1 + 3 + 3  # looked at, warming up, timed, recorded
     first = timing(tmp_path / "t").steps
     trace("tiny:pixart-alpha", tmp_path / "t", 2, pipeline=pipeline, time=True)
-    assert len(calls) == 10
+    assert len(calls) == 9 + 2 + 3
     assert np.array_equal(timing(tmp_path / "t").steps, first)
 
 

@@ -182,7 +182,7 @@ def first_steps(model: str, pipeline: Any, call: dict[str, Any], what: What, tas
             steps = schedulers.num_steps(pipeline, call["num_inference_steps"]) or call["num_inference_steps"]
             return of_the_seven(SEVEN[model], call, what, steps, str(network.dtype).removeprefix("torch."))
         return of_pipeline(pipeline, call, what, task)
-    except (RuntimeError, ValueError, TypeError, AttributeError, LookupError, UnsupportedError):
+    except (RuntimeError, ValueError, TypeError, AttributeError, LookupError, MemoryError, UnsupportedError):
         return None
 
 
