@@ -19,34 +19,34 @@ from dit_tracer.recording import statistics
 PIECE = 1 << 16
 """Elements of a piece for each thread: few enough to stay in its cache, and worth the calls."""
 
+SERIAL = 1 << 15
+"""Elements up to which torch uses one thread, and so does not wait for others."""
+
+SHARED = 1 << 18
+"""Elements from which on waiting pays."""
+
 _SCRATCH = threading.local()
 
 Rows = Tensor | None
 
 
-def measure(x: Tensor, previous: Tensor | None, keep: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+def measure(x: Tensor, previous: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """Step sums of x and transition sums from previous to x, as `statistics` gives them.
 
     Args:
         x, previous: Activations of shape (group, ...), of any strides.
-        keep: Where to put a copy of x; it may be `previous`.
     """
-    xs, before, into = as_rows(x, previous, keep)
-    if keep is not None and into is None:  # their elements do not lie in one order
-        found = measure(x, previous)
-        keep.copy_(x)
-        return found
-    sums = torch.tensor([_group_sums(*(None if t is None else t[group] for t in (xs, before, into)))
-                         for group in range(len(x))], dtype=torch.float64)  # fmt: skip
-    size = xs[0].numel()
+    xs, before = as_rows(x, previous)
+    rows = [_group_sums(xs[group], None if before is None else before[group]) for group in range(len(x))]
+    sums, size = torch.tensor(rows, dtype=torch.float64), xs[0].numel()
     steps = torch.cat([sums[:, :3], size - sums[:, 3:4], sums[:, 3:4]], dim=1)
     return steps, None if previous is None else torch.cat([sums[:, 4:7], size - sums[:, 7:]], dim=1)
 
 
-def _group_sums(x: Tensor, previous: Rows, into: Rows) -> list[float]:
+def _group_sums(x: Tensor, previous: Rows) -> list[float]:
     """Of (row, element): sum |x|, sum x^2, max |x|, not finite; sum |d|, sum d^2, sum of products, pairs not finite."""
     total = [0.0] * 8
-    size = PIECE * min(torch.get_num_threads(), 4)
+    size = PIECE * min(torch.get_num_threads(), 4) if x.numel() >= SHARED else SERIAL
     for rows, part in _pieces(*x.shape, size):
         now = _flat(x[rows, part], 0, size)
         before = None if previous is None else _flat(previous[rows, part], 1, size)
@@ -56,8 +56,6 @@ def _group_sums(x: Tensor, previous: Rows, into: Rows) -> list[float]:
         for place in (0, 1, 3, 4, 5, 6, 7):
             total[place] += found[place]
         total[2] = max(total[2], found[2])
-        if into is not None:
-            into[rows, part] = x[rows, part]
     return total
 
 
@@ -83,20 +81,18 @@ def _careful_sums(now: Tensor, before: Rows) -> list[float]:
     return [sum_abs, square, largest, bad, *changes, now.numel() - pairs]
 
 
-def as_rows(x: Tensor, *others: Rows) -> tuple[Rows, ...]:
-    """All as (group, row, element), elements in the order in which x lies in memory.
+def as_rows(x: Tensor, previous: Rows) -> tuple[Tensor, Rows]:
+    """Both as (group, row, element), elements in the order in which x lies in memory; not copied, if that can be.
 
-    Sums do not depend on the order of elements, only on the same order in all. Nothing is copied if that can be; else
-    the first two are, and the third is None, for what is written to must not be a copy.
+    Sums do not depend on the order of elements, only on the same order in both.
     """
     order = sorted(range(1, x.ndim), key=lambda axis: -x.stride(axis))
-    turned = [None if t is None else t.permute(0, *order) for t in (x, *others)]
+    both = [None if t is None else t.permute(0, *order) for t in (x, previous)]
     for start in range(1, x.ndim):
-        rows = [None if t is None else _merged(t, start) for t in turned]
-        if all((t is None) == (r is None) for t, r in zip(turned, rows)):
-            return tuple(rows)
-    copies = [None if t is None else t.reshape(len(x), 1, -1) for t in (x, *others[:1])]
-    return (*copies, *(None for _ in others[1:]))
+        rows = [None if t is None else _merged(t, start) for t in both]
+        if rows[0] is not None and (previous is None or rows[1] is not None):
+            return rows[0], rows[1]
+    return x.reshape(len(x), 1, -1), None if previous is None else previous.reshape(len(x), 1, -1)
 
 
 def _merged(x: Tensor, start: int) -> Rows:
@@ -132,7 +128,7 @@ def _flat(piece: Tensor, place: int, size: int) -> Tensor:
 
 def _buffer(place: int, length: int, size: int) -> Tensor:
     """One of four pieces of memory of this thread; what is in it never leaves `_group_sums`."""
-    if getattr(_SCRATCH, "size", 0) != size:
+    if getattr(_SCRATCH, "size", 0) < size:
         with torch.inference_mode(False):
             _SCRATCH.buffers, _SCRATCH.size = torch.empty(4, size), size
     return _SCRATCH.buffers[place, :length]

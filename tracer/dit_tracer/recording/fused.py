@@ -35,7 +35,7 @@ def measure(x: Tensor, previous: Tensor | None) -> tuple[Tensor, Tensor | None]:
     Args:
         x, previous: Activations of shape (group, ...), of any strides.
     """
-    now, before, _ = as_rows(x, previous, None)
+    now, before = as_rows(x, previous)
     if now.shape[1] > MAX_ROWS:
         now = now.reshape(len(now), 1, -1)
         before = None if before is None else before.reshape(len(now), 1, -1)

@@ -43,19 +43,16 @@ class _Kept:
 class History:
     """The last activation of each place.
 
-    On a GPU a tensor is kept by reference. Should the model write into it afterwards, its version counter tells; the
-    first step is therefore copied, and a place that was written to is copied ever after. Tensors of inference mode have
-    no counter and are always copied. On a CPU, and on the host for a GPU, it is a copy in memory that is used for all
-    steps; on a CPU the model's own memory is then used again while it is in the cache, which is faster.
+    On the device a tensor is kept by reference. Should the model write into it afterwards, its version counter tells;
+    the first step is therefore copied, and a place that was written to is copied ever after. Tensors of inference mode
+    have no counter and are always copied. On the host it is a copy, in memory that is used for all steps.
 
     Args:
         previous: One of `PREVIOUS`.
-        copied_on: Devices whose tensors are copied.
     """
 
-    def __init__(self, previous: str = "device", copied_on: tuple[str, ...] = ("cpu",)) -> None:
+    def __init__(self, previous: str = "device") -> None:
         self._previous = previous
-        self._copied_on = copied_on
         self._kept: dict[Hashable, _Kept] = {}
         self._written: set[Hashable] = set()
         self._held: dict[Hashable, Tensor] = {}
@@ -72,7 +69,7 @@ class History:
             part = self._part(x)
             self._kept[place] = _Kept(step, part)
             return Pair(before, part)
-        if self._previous == "host" or x.device.type in self._copied_on:
+        if self._previous == "host":
             own = self._memory(last, x)
             self._kept[place] = _Kept(step, own)
             if before is not None and before.device != x.device:

@@ -111,19 +111,23 @@ class Meter:
 
 def _measured(x: Tensor, pair: Pair, missing: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """Step sums of an activation, and transition sums of what it is to be compared with, if there is such a thing."""
-    if missing is None and pair.keep is not None and x.device.type == "cpu":
-        return compiled.measure(x, pair.before, pair.keep) or chunked.measure(x, pair.before, pair.keep)
     if missing is not None:
         steps = statistics.step_sums(x, missing)
         found = steps, None if pair.before is None else statistics.transition_sums(pair.before, pair.now)
     else:
-        fast = chunked if x.device.type == "cpu" else fused if fused.usable(x.device) else statistics
-        found = fast.measure(x, pair.before if pair.now is x else None)
+        found = _fast(x, pair.before if pair.now is x else None)
         if pair.now is not x and pair.before is not None:
-            found = found[0], fast.measure(pair.now, pair.before)[1]
+            found = found[0], _fast(pair.now, pair.before)[1]
     if pair.keep is not None:
         pair.keep.copy_(x, non_blocking=True)
     return found
+
+
+def _fast(x: Tensor, previous: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Both sums, in the fastest way that there is on the device."""
+    if x.device.type == "cpu":
+        return compiled.measure(x, previous) or chunked.measure(x, previous)
+    return (fused if fused.usable(x.device) else statistics).measure(x, previous)
 
 
 def _missing(x: Tensor, lengths: list[int]) -> Tensor:
