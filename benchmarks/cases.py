@@ -44,7 +44,7 @@ _SMALL = {"num_layers": 12, "num_attention_heads": 8, "attention_head_dim": 64, 
 _SQUARE = {"height": 1024, "width": 1024}
 
 CASES = (
-    Case("pixart-12x512", "cpu", *_PIXART, 8, {"height": 384, "width": 384, "guidance_scale": 4.5} | _BINS,
+    Case("pixart-12x512", "cpu", *_PIXART, 20, {"height": 384, "width": 384, "guidance_scale": 4.5} | _BINS,
          _PIXART_TEXT, "pixart-alpha", smaller=_SMALL | {"sample_size": 48}),
     Case("flux.1-dev", "cuda", "FluxPipeline", "FlowMatchEulerDiscreteScheduler", 28, _SQUARE | {"guidance_scale": 3.5},
          {"prompt_embeds": (1, 512, 4096), "pooled_prompt_embeds": (1, 768)}, "flux.1-dev", guided=False,

@@ -1,6 +1,6 @@
 """The sums of `statistics`, on a CPU with a C++ compiler: torch.compile makes one loop of them, as fast as memory is.
 
-Worth its few seconds of compilation for large activations only. `chunked` needs no compiler, and takes twice as long.
+Worth its few seconds of compilation for large models only. `chunked` needs no compiler, and takes twice as long.
 """
 
 from __future__ import annotations
@@ -16,10 +16,13 @@ from torch._dynamo.exc import FailOnRecompileLimitHit
 
 from dit_tracer.recording.chunked import as_rows
 
-LARGE = 1 << 18
-"""Elements of an activation from which on compiling pays."""
+WORTH = 1 << 24
+"""Parameters of a model from which on compiling pays. The model alone decides, so that runs repeat to the bit."""
 
-LONGEST, SHORTEST = 4096, 256
+LARGE = 1 << 14
+"""Elements of an activation from which on a call pays."""
+
+LONGEST, SHORTEST = 2048, 256
 """Elements summed in float32 before float64 takes over: a divisor of the row's length between these."""
 
 

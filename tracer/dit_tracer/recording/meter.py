@@ -23,9 +23,10 @@ class Meter:
     Keeps the activations of the step before, and of steps whose products with later ones were asked for.
     """
 
-    def __init__(self, clock: Clock, what: What) -> None:
+    def __init__(self, clock: Clock, what: What, num_parameters: int = 0) -> None:
         self._clock = clock
         self._what = what
+        self._compiles = num_parameters >= compiled.WORTH
         self._history = History(what.previous)
         self._norms: dict[Any, tuple[int, Tensor]] = {}
         self._anchors: dict[Any, Tensor] = {}
@@ -59,7 +60,7 @@ class Meter:
         x = _grouped(tensor.detach(), self._clock.batch)
         missing = None if lengths is None else _missing(x, lengths)
         place = (key, branches, self._clock.network if stream == STACK else "")  # two networks have nothing to compare
-        sums, changes = _measured(x, self._history.swap(place, step, x), missing)
+        sums, changes = self._measured(x, self._history.swap(place, step, x), missing)
         if stream == STACK:
             changes = self._with_ratios(place, step, x, changes)
         send, images = self._generation.send, len(x) // len(branches)
@@ -84,6 +85,25 @@ class Meter:
             return changes
         return torch.cat([changes, norm_ratios(before[1], norms)], dim=1)
 
+    def _measured(self, x: Tensor, pair: Pair, missing: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Step sums of an activation, and transition sums of what it is to be compared with, if there is that."""
+        if missing is not None:
+            steps = statistics.step_sums(x, missing)
+            found = steps, None if pair.before is None else statistics.transition_sums(pair.before, pair.now)
+        else:
+            found = self._fast(x, pair.before if pair.now is x else None)
+            if pair.now is not x and pair.before is not None:
+                found = found[0], self._fast(pair.now, pair.before)[1]
+        if pair.keep is not None:
+            pair.keep.copy_(x, non_blocking=True)
+        return found
+
+    def _fast(self, x: Tensor, previous: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Both sums, in the fastest way that there is on the device."""
+        if x.device.type == "cpu":
+            return self._compiles and compiled.measure(x, previous) or chunked.measure(x, previous)
+        return (fused if fused.usable(x.device) else statistics).measure(x, previous)
+
     def _multiply_halves(self, key: Key, step: int, branches: tuple[str, ...], x: Tensor) -> None:
         """Products of cond and uncond, which come in one batch or one after the other."""
         if {"cond", "uncond"} <= set(branches):
@@ -107,27 +127,6 @@ class Meter:
                     del self._anchors[place, first]
         if any(step == first for first, _ in self._what.step_pairs):
             self._anchors[place, step] = x.clone()
-
-
-def _measured(x: Tensor, pair: Pair, missing: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Step sums of an activation, and transition sums of what it is to be compared with, if there is such a thing."""
-    if missing is not None:
-        steps = statistics.step_sums(x, missing)
-        found = steps, None if pair.before is None else statistics.transition_sums(pair.before, pair.now)
-    else:
-        found = _fast(x, pair.before if pair.now is x else None)
-        if pair.now is not x and pair.before is not None:
-            found = found[0], _fast(pair.now, pair.before)[1]
-    if pair.keep is not None:
-        pair.keep.copy_(x, non_blocking=True)
-    return found
-
-
-def _fast(x: Tensor, previous: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Both sums, in the fastest way that there is on the device."""
-    if x.device.type == "cpu":
-        return compiled.measure(x, previous) or chunked.measure(x, previous)
-    return (fused if fused.usable(x.device) else statistics).measure(x, previous)
 
 
 def _missing(x: Tensor, lengths: list[int]) -> Tensor:
