@@ -12,10 +12,10 @@ demo: .venv-demo/done
 	@echo "trace: demo/digits-flux.trace    figures: demo/figures"
 
 test: .venv-test/done
-	.venv-test/bin/python -m pytest -m "not gpu and not slow"
+	.venv-test/bin/python -m pytest -m "not gpu and not triton and not slow"
 
 test-all: .venv-test/done
-	.venv-test/bin/python -m pytest -m "not gpu"
+	.venv-test/bin/python -m pytest -m "not gpu and not triton"
 
 test-gpu: .venv-test/done
 	.venv-test/bin/python -m pytest -m gpu
