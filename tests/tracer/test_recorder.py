@@ -494,3 +494,16 @@ def test_step_before_may_be_kept_elsewhere_or_in_part(
         assert set(two[..., 3, :].ravel()) == {700.0}
         np.testing.assert_allclose(one[..., 0, :] / one[..., 3, :], two[..., 0, :] / two[..., 3, :], rtol=0.2)
         assert held == "subset of 700"
+
+
+@pytest.mark.parametrize("previous", ["device", "subset"])
+def test_keys_of_a_text_do_not_change_and_latents_do(previous: str, pixart: Any, tmp_path: Path) -> None:
+    with dit_tracer.record(pixart.pipeline, tmp_path / "a.trace", previous=previous) as recorder, recorder.prompt("a"):
+        pixart.generate(0)
+    with open_trace(tmp_path / "a.trace") as trace:
+        text, latent = (trace.transition_sums(stream)[0, :, 0] for stream in ("text", "latent"))
+        sums = trace.step_sums("text")[0, :, 0]
+    cross, own = slice(1, None, 2), slice(0, None, 2)
+    assert (text[:, cross, :2] == 0).all() and (latent[:, own, :2] > 0).all()
+    np.testing.assert_allclose(text[:, cross, 2], sums[:, cross, 1, :-1], rtol=1e-7)
+    assert np.array_equal(text[:, cross, 3], sums[:, cross, 3, :-1])

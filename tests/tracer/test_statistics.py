@@ -7,7 +7,7 @@ import pytest
 import torch
 from dit_tracer.recording import chunked, compiled
 from dit_tracer.recording.history import History
-from dit_tracer.recording.statistics import step_sums, transition_sums
+from dit_tracer.recording.statistics import step_sums, transition_sums, unchanged
 
 
 def tensors(dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
@@ -25,6 +25,12 @@ def test_sums_are_those_of_float64(dtype: torch.dtype) -> None:
     pair = np.stack([abs(d).sum(1), (d**2).sum(1), (x * y).sum(1), np.full(3, 1200.0)], 1)
     np.testing.assert_allclose(step_sums(current).numpy(), step, rtol=1e-6)
     np.testing.assert_allclose(transition_sums(previous, current).numpy(), pair, rtol=1e-6, atol=1e-4)
+
+
+def test_what_does_not_change_is_known_without_summing() -> None:
+    _, current = tensors()
+    found = unchanged(step_sums(current))
+    torch.testing.assert_close(found, transition_sums(current, current), rtol=1e-12, atol=0)
 
 
 def test_views_give_the_sums_of_copies() -> None:
