@@ -14,6 +14,7 @@ from dit_tracer.calls import generate
 from dit_tracer.encoders import encode_once
 from dit_tracer.models.catalog import BUNDLED
 from dit_tracer.models.loading import load
+from dit_tracer.recording import fused, statistics
 from dit_tracer.recording.settings import What
 from dit_tracer.recording.timing import timed
 from dit_tracer.work import Task
@@ -41,6 +42,27 @@ def test_recording_on_a_gpu_changes_nothing_and_measures_the_same(name: str, dty
     with open_trace(tmp_path / "a.trace") as trace:
         exact, sampled = (distances(trace, source=source)["l1"].values for source in ("exact", "sample"))
     np.testing.assert_allclose(sampled, exact, rtol=1e-5)
+
+
+def test_kernels_give_the_numbers_of_torch() -> None:
+    device = torch.device("cuda")
+    assert fused.usable(device)
+    generator = torch.Generator().manual_seed(0)
+    previous, x = torch.randn(2, 2, 24, 600, 128, generator=generator).to(device, torch.bfloat16).unsqueeze(2)
+    for before, now in ((previous, x), (previous[..., 88:, :], x[..., 88:, :])):
+        torch.testing.assert_close(fused.measure(now, before), statistics.measure(now, before), rtol=1e-6, atol=1e-2)
+
+
+@pytest.mark.parametrize("previous", ["host", "subset"])
+def test_step_before_may_be_kept_elsewhere(previous: str, tmp_path: Path) -> None:
+    model, found = BUNDLED["digits-flux"], []
+    pipeline = load(model, "bfloat16", "cuda")
+    for place in ("device", previous):
+        with dit_tracer.record(pipeline, tmp_path / place, previous=place) as recorder, recorder.prompt("a red seven"):
+            generate(pipeline, Task("a red seven", 0), model.call | {"num_inference_steps": 4})
+        with open_trace(tmp_path / place) as trace:
+            found.append(distances(trace)["l1"].values)
+    np.testing.assert_allclose(*found, rtol=1e-6 if previous == "host" else 0.2)
 
 
 @pytest.mark.parametrize("others", [False, True])
