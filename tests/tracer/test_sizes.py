@@ -73,6 +73,15 @@ def test_dry_run_names_the_command_and_what_is_there(tmp_path: Path) -> None:
         assert f"\n{word}" in f"\n{result.stdout}"
 
 
+def test_run_on_a_gpu_is_planned_on_any_machine(tmp_path: Path) -> None:
+    """The precision is then the model's own, as it would be there."""
+    options = ["run", "pixart-alpha", "-p", "a cat", "-o", str(tmp_path / "t"), "--dry-run", "--json"]
+    here, there = (json.loads(CliRunner().invoke(main, [*options, *more]).stdout)
+                   for more in (["--device", "cpu"], ["--device", "cuda"]))  # fmt: skip
+    assert there["previous_step"]["device"] == here["previous_step"]["device"] / 2
+    assert there["command"].endswith("--json --device cuda")
+
+
 def test_heun_makes_more_steps() -> None:
     words = ["run", "sd3", "-p", "a text", "--scheduler", "FlowMatchHeunDiscreteScheduler", "--dry-run", "--json"]
     assert json.loads(run(*words).stdout)["steps"] == 55

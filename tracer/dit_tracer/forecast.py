@@ -91,7 +91,7 @@ class Forecast:
         values = ", ".join(f"{self.sample.size(stream)} {stream}" for stream in found.streams)
         on_device, on_host = self.step_before
         waiting = f", {told_bytes(on_host)} for the step before" if on_host else ""
-        free = self.free_device
+        free, place = self.free_device, " of another machine" if elsewhere(self.device) else ""
         weights = "" if free is None else f", {told_bytes(free)} free for that and for what is not loaded yet"
         rows = [
             ("layers", f"{len(found.layers)} ({told}), {plural(found.steps, 'step')}, {', '.join(found.branches)}"),
@@ -105,7 +105,7 @@ class Forecast:
             ),
             ("step before", f"{told_bytes(found.step_nbytes)} a step; kept: {KEPT[self.what.previous]}"),
             ("host", f"{told_bytes(memory.QUEUE)} for results that wait{waiting}, {told_bytes(self.free_host)} free"),
-            ("device", f"{self.device}, {told_bytes(on_device)} for the step before{weights}"),
+            ("device", f"{self.device}{place}, {told_bytes(on_device)} for the step before{weights}"),
             ("disk", f"{told_bytes(self.missing * size.file)} to write, {told_bytes(self.free_disk)} free"),
         ]  # fmt: skip
         width = max(len(name) for name, _ in rows)
@@ -204,6 +204,11 @@ def held_previous(before: Trace | None) -> str:
     return "subset" if str(transitions).startswith("subset") else "device"
 
 
+def elsewhere(device: Any) -> bool:
+    """Whether a run is planned for a GPU that is not here."""
+    return torch.device(device).type == "cuda" and not torch.cuda.is_available()
+
+
 def refuse_full_disk(path: Path, size: Size, missing: int) -> None:
     """Raises:
     DiskError: What is missing takes more than is free.
@@ -257,6 +262,8 @@ def _previous(sketch: Sketch, what: What, asked: str | None, before: Trace | Non
         return asked
     if held_previous(before) == "subset":
         return "subset"
+    if elsewhere(device):
+        return "device"
     exact = what.halves or before is not None
     own = memory.own_work(sketch) + memory.anchors(sketch, what)
     return memory.choose(sketch.step_nbytes, own, memory.free_on_device(device), memory.free_on_host(), exact)

@@ -71,8 +71,11 @@ def kept(sketch: Sketch, previous: str) -> tuple[int, int]:
 
 
 def free_on_device(device: Any) -> int | None:
-    """Free bytes on a GPU, those included that torch holds for later; None for what computes in the host's memory."""
-    if torch.device(device).type != "cuda":
+    """Free bytes on a GPU, those included that torch holds for later; None for what computes in the host's memory.
+
+    None also for a GPU that is not on this machine, where a run is only planned.
+    """
+    if torch.device(device).type != "cuda" or not torch.cuda.is_available():
         return None
     free, _ = torch.cuda.mem_get_info(device)
     return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

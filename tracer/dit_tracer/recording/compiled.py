@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._dynamo.exc import FailOnRecompileLimitHit
 
 from dit_tracer.recording.chunked import as_rows
 
@@ -45,7 +44,7 @@ def measure(x: Tensor, previous: Tensor | None) -> tuple[Tensor, Tensor | None] 
             partial = _compiled()(
                 now.unflatten(2, (-1, length)), None if before is None else before.unflatten(2, (-1, length))
             )
-    except FailOnRecompileLimitHit:  # more layouts than torch.compile keeps apart
+    except _limit():  # more layouts than torch.compile keeps apart
         return None
     sums = partial.sum((2, 3), dtype=torch.float64).T.tolist()
     if not all(math.isfinite(number) for row in sums for number in row):
@@ -95,6 +94,14 @@ def usable() -> bool:
         return torch.equal(found, _sums(x, x))
     except Exception:  # compilers fail in many ways
         return False
+
+
+@functools.cache
+def _limit() -> type[Exception]:
+    """What torch.compile raises at its limit; the import takes a second, so it waits until something is compiled."""
+    from torch._dynamo.exc import FailOnRecompileLimitHit
+
+    return FailOnRecompileLimitHit
 
 
 def _divisor(length: int) -> int | None:
