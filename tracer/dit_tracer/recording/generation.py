@@ -181,13 +181,11 @@ class Generation:
         self._series: dict[tuple[Key, str], Series] = {}
         self._products: dict[tuple[Key, str], dict[int, Row]] = {}
         self._transfer = Transfer()
-        self.nbytes = 0
         self.num_images = 0
         """How many images are made at once; 0 if nothing was recorded."""
 
     def send(self, result: Tensor) -> Arrival:
         """Have a result brought to the host."""
-        self.nbytes += result.nbytes
         return self._transfer.send(result)
 
     def flush(self) -> None:

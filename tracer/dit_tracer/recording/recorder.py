@@ -326,7 +326,7 @@ class Recorder:
                 write_shard(path, Shard(run, (one,), layers, timesteps, sigmas, streams, timing))
                 clear_failure(path, one)
 
-        self._writer.submit(write, generation.nbytes)
+        self._writer.submit(write)
         for one in images:
             self._keys[one.key] = one
             self._next = max(self._next, one.index + 1)

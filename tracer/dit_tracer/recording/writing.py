@@ -8,43 +8,41 @@ from collections.abc import Callable
 
 from dit_formats.errors import PresentError
 
-LIMIT = 256 << 20
-"""Bytes of finished prompts that may wait on the host."""
+Job = Callable[[], None]
 
 
 class Background:
     """Runs jobs one after the other in a thread of its own.
 
-    Whoever would make more than `LIMIT` bytes wait, waits: a disk that is too slow slows the generation down, and fills
-    no memory. An error of a job is raised at the next `submit`, `flush` or `close`; jobs that wait by then are dropped.
+    Whoever hands in a job while another runs, waits: a disk that is too slow slows the generation down and fills no
+    memory, and a process that is killed loses one finished prompt at most. An error of a job is raised at the next
+    `submit`, `flush` or `close`.
     """
 
-    def __init__(self, limit: int = LIMIT) -> None:
+    def __init__(self) -> None:
         self.beaten = 0
         """Prompts that another process had written meanwhile."""
-        self._limit = limit
-        self._waiting = 0
-        self._room = threading.Condition()
-        self._jobs: queue.SimpleQueue[tuple[Callable[[], None], int] | None] = queue.SimpleQueue()
+        self._idle = threading.Event()
+        self._idle.set()
+        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
-    def submit(self, job: Callable[[], None], nbytes: int) -> None:
-        """Run `job`, which holds on to `nbytes`, when those before are done."""
-        self._raise()
+    def submit(self, job: Job) -> None:
+        """Run `job` when the one before is done."""
+        self.flush()
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, name="dit-trace writer")
             self._thread.start()
-        with self._room:
-            self._room.wait_for(lambda: not self._waiting or self._waiting + nbytes <= self._limit)
-            self._waiting += nbytes
-        self._jobs.put((job, nbytes))
+        self._idle.clear()
+        self._jobs.put(job)
 
     def flush(self) -> None:
         """Wait until everything is written."""
-        with self._room:
-            self._room.wait_for(lambda: not self._waiting)
-        self._raise()
+        self._idle.wait()
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
 
     def close(self) -> None:
         """Finish everything, and the thread."""
@@ -52,25 +50,16 @@ class Background:
             self._jobs.put(None)
             self._thread.join()
             self._thread = None
-        self._raise()
-
-    def _raise(self) -> None:
-        error, self._error = self._error, None
-        if error is not None:
-            raise error
+        self.flush()
 
     def _work(self) -> None:
-        while (item := self._jobs.get()) is not None:
-            job, nbytes = item
+        while (job := self._jobs.get()) is not None:
             try:
-                if self._error is None:
-                    job()
+                job()
             except PresentError:
                 self.beaten += 1
             except BaseException as error:  # told to the one who waits for it
                 self._error = error
             finally:
-                del job, item
-                with self._room:
-                    self._waiting -= nbytes
-                    self._room.notify_all()
+                del job  # and what it holds on to
+                self._idle.set()
