@@ -13,6 +13,9 @@ import click
 from dit_formats.console import Program, harmless, plural
 
 TRACES = click.argument("traces", nargs=-1, required=True, type=click.Path(path_type=Path))
+DASK = click.option("--dask", metavar="ADDRESS",
+                    help="Read on a Dask cluster: tcp://host:8786, or the scheduler's file. Its workers must see the "
+                         "traces at the same paths. Default: processes of this machine.")  # fmt: skip
 
 
 @click.group(cls=Program, name="dit-analyze", context_settings={"help_option_names": ["-h", "--help"]})
@@ -28,8 +31,9 @@ def main() -> None:
 @TRACES
 @click.option("--source", type=click.Choice(["exact", "sample"]), default="exact", show_default=True,
               help="Take the exact statistics, or the sampled values alone.")  # fmt: skip
+@DASK
 @click.option("--json", "as_json", is_flag=True, help="Print numbers for programs.")
-def summary(traces: tuple[Path, ...], source: str, as_json: bool) -> None:
+def summary(traces: tuple[Path, ...], source: str, dask: str | None, as_json: bool) -> None:
     """Print what TRACES hold and how much K, V and A change from step to step.
 
     Example: dit-analyze summary out.trace
@@ -41,7 +45,7 @@ def summary(traces: tuple[Path, ...], source: str, as_json: bool) -> None:
     summaries = []
     for path in traces:
         with open_trace(path) as trace:
-            summaries.append(tables.summarise(trace, source))
+            summaries.append(tables.summarise(trace, source, dask))
     if as_json:
         click.echo(json.dumps([tables.as_json(one) for one in summaries]))
         return
@@ -55,8 +59,9 @@ def summary(traces: tuple[Path, ...], source: str, as_json: bool) -> None:
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder for the figures.")
 @click.option("--source", type=click.Choice(["exact", "sample"]), default="exact", show_default=True,
               help="Take the exact statistics, or the sampled values alone.")  # fmt: skip
+@DASK
 @click.option("--force", is_flag=True, help="Replace figures that are there already.")
-def figures(traces: tuple[Path, ...], output: Path, source: str, force: bool) -> None:
+def figures(traces: tuple[Path, ...], output: Path, source: str, dask: str | None, force: bool) -> None:
     """Draw TRACES as the paper does: a panel for each layer, and a heat map of layers and steps; PDF and PNG.
 
     Example: dit-analyze figures out.trace -o figures
@@ -77,7 +82,7 @@ def figures(traces: tuple[Path, ...], output: Path, source: str, force: bool) ->
             draw.refuse_existing(output / f"{stem}-{name}", force=force)
     for path, stem in zip(traces, stems):
         with open_trace(path) as trace:
-            view = paper_view(distances(trace, source=source))
+            view = paper_view(distances(trace, source=source, dask=dask))
             title = headline(trace)
         for name, figure in makers.items():
             for file in draw.save(figure(view, title), output / f"{stem}-{name}", force=force):

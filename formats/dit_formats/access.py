@@ -33,6 +33,7 @@ class ShardFile(Arrays):
             self.streams = self._find_streams()
             self.branches = [self.names(stream, "branch") for stream in self.streams]
             self.kinds = [self.names(stream, "kind") for stream in self.streams]
+            self.transition_statistics = [self.names(stream, "transition_statistic") for stream in self.streams]
             self.num_tokens = [self.stream(stream, "num_tokens").tolist() for stream in self.streams]
             self.num_channels = [self.stream(stream, "num_channels").tolist() for stream in self.streams]
             self.sites = [self._site_names(stream) for stream in self.streams]

@@ -60,20 +60,21 @@ class Arrays:
 
     def __enter__(self) -> Arrays:
         with self._guarded(""):
-            if not h5py.is_hdf5(self.path):
-                what = "it is no HDF5 file" if self.path.exists() else "there is no such file on this machine"
-                raise TraceError(f"{self.path}: not a trace, for {what}; dit-trace run writes traces")
+            try:
+                self._file = h5py.File(self.path, "r", locking=False)
+            except OSError:
+                self._refuse_strangers()
+                raise
             self._size = self.path.stat().st_size
-            self._file = h5py.File(self.path, "r", locking=False)
         self._groups: dict[str, h5g.GroupID] = {}
-        self._lengths: dict[tuple[str, str], int | None] = {}
+        self._datasets: dict[tuple[str, str], h5d.DatasetID] = {}
         self._checked: dict[tuple[str, str], Checked] = {}
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._groups, self._lengths, self._checked = {}, {}, {}
+        self._groups, self._datasets, self._checked = {}, {}, {}
         self._file.close()
 
     def read(self, group: str, name: str, spec: Array, rows: range | None = None) -> NDArray[Any]:
@@ -99,7 +100,7 @@ class Arrays:
                 dataset = self._dataset(group, name)
                 dtype = self._check_type(dataset, where, spec)
                 shape = self._check_shape(dataset, group, where, spec)
-                chunk = self._check_storage(dataset, where, spec, shape) if 0 not in shape else shape
+                chunk = self._check_storage(dataset, where, spec, shape, dtype.itemsize) if 0 not in shape else shape
                 self._checked[group, name] = Checked(dataset, where, dtype, shape, chunk)
         return self._checked[group, name]
 
@@ -166,17 +167,21 @@ class Arrays:
         return h5g.get_objinfo(self._file.id, name.encode()).type == h5g.GROUP
 
     def _dataset(self, group: str, name: str) -> h5d.DatasetID:
-        parent = self._group(group) if group else self._file.id
-        self._check_link(parent, name)
-        try:
-            return h5d.open(parent, name.encode())
-        except KeyError:
-            self._refuse(f"{group}/{name}", "not an array")
+        if (group, name) not in self._datasets:
+            parent = self._group(group) if group else self._file.id
+            self._check_link(parent, name)
+            try:
+                self._datasets[group, name] = h5d.open(parent, name.encode())
+            except KeyError:
+                self._refuse(f"{group}/{name}", "not an array")
+        return self._datasets[group, name]
 
     def _check_link(self, parent: Any, name: str) -> None:
-        if not parent.links.exists(name.encode()):
+        try:
+            link = parent.links.get_info(name.encode())
+        except KeyError:
             self._refuse(name, "missing")
-        if parent.links.get_info(name.encode()).type != h5l.TYPE_HARD:
+        if link.type != h5l.TYPE_HARD:
             self._refuse(name, "a link to somewhere else")
 
     def _check_type(self, dataset: h5d.DatasetID, where: str, spec: Array) -> np.dtype[Any]:
@@ -188,22 +193,21 @@ class Arrays:
             ok = kind == _NUMBERS[spec.dtype]
         if not ok:
             self._refuse(where, f"not of type {spec.dtype}")
-        return kind.dtype
+        return kind.dtype if spec.dtype == "S" else np.dtype(spec.dtype)
 
     def _check_shape(self, dataset: h5d.DatasetID, group: str, where: str, spec: Array) -> tuple[int, ...]:
         """The shape, after comparing each axis with its dimension scale."""
-        shape = dataset.get_space().get_simple_extent_dims()
+        shape = dataset.shape
         if len(shape) != len(spec.axes):
             self._refuse(where, f"{len(shape)} axes, not {len(spec.axes)}")
         for axis, length in zip(spec.axes, shape):
-            if (group, axis) not in self._lengths:
-                self._lengths[group, axis] = self._dataset(group, axis).get_space().get_simple_extent_dims()
-            if self._lengths[group, axis] != (length,):
-                self._refuse(where, f"length {length} along {axis}, whose scale has {self._lengths[group, axis]}")
+            scale = self._dataset(group, axis).shape
+            if scale != (length,):
+                self._refuse(where, f"length {length} along {axis}, whose scale has {scale}")
         return shape
 
     def _check_storage(
-        self, dataset: h5d.DatasetID, where: str, spec: Array, shape: tuple[int, ...]
+        self, dataset: h5d.DatasetID, where: str, spec: Array, shape: tuple[int, ...], itemsize: int
     ) -> tuple[int, ...]:
         """The shape of chunks, after checking that they are all there and may be inflated."""
         plist = dataset.get_create_plist()
@@ -216,7 +220,6 @@ class Arrays:
         before_1_2 = spec.chunk_axes == ("prompt",) and chunk == shape
         if chunk != allowed and not before_1_2:
             self._refuse(where, f"chunks {chunk}, not {allowed}")
-        itemsize = dataset.get_type().get_size()
         if itemsize * _product(chunk) > schema.MAX_CHUNK:
             self._refuse(where, f"chunks {chunk} of more than {schema.MAX_CHUNK} bytes")
         if itemsize * _product(shape) > MAX_RATIO * self._size:
@@ -265,6 +268,12 @@ class Arrays:
         return int(_value(attribute))
 
     # Errors ------------------------------------------------------------------
+
+    def _refuse_strangers(self) -> None:
+        """Tell what is no HDF5 file from one that is damaged."""
+        if not h5py.is_hdf5(self.path):
+            what = "it is no HDF5 file" if self.path.exists() else "there is no such file on this machine"
+            raise TraceError(f"{self.path}: not a trace, for {what}; dit-trace run writes traces")
 
     def _refuse(self, where: str, why: str) -> Any:
         what = f"{self.path}: {where}: {why}"

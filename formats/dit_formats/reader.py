@@ -41,9 +41,11 @@ class Trace:
             raise FileNotFoundError(f"{path}: no such trace; dit-trace run writes one")
         if not paths:
             raise TraceError(f"{path}: not a trace, for the folder holds no shard; dit-trace run writes traces")
-        self._shards = [ShardFile(shard) for shard in paths]
-        for shard in self._shards[1:]:
-            _same_trace(self._shards[0], shard)
+        self._shards: list[ShardFile] = []
+        for shard in map(ShardFile, paths):
+            if self._shards:
+                _same_trace(self._shards[0], shard)
+            self._shards.append(shard)
         self._rows = _ordered_rows(self._shards)
 
     def __enter__(self) -> Trace:
@@ -134,9 +136,29 @@ class Trace:
         """Pairs of steps of which `pair_products` tells, as `3:10`."""
         return self._of("step_pairs", stream)
 
-    def transition_statistics(self, stream: str) -> tuple[str, ...]:
+    @property
+    def num_shards(self) -> int:
+        return len(self._shards)
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of all files."""
+        return sum(shard.path.stat().st_size for shard in self._shards)
+
+    @property
+    def transitions(self) -> str:
+        """What the changes from step to step were taken over: `exact`, or `subset of 262144`, some of the elements."""
+        recorded = self.run.settings.get("recorded")
+        told = recorded.get("transitions") if isinstance(recorded, dict) else None
+        return told if isinstance(told, str) and told.startswith("subset") else "exact"
+
+    def shape(self, stream: str, name: str) -> tuple[int, ...]:
+        """Lengths along the axes of an array of a stream, with the prompts of the first shard."""
         with self._shards[0] as shard:
-            return shard.names(stream, "transition_statistic")
+            return shard.shape(stream, name)
+
+    def transition_statistics(self, stream: str) -> tuple[str, ...]:
+        return self._of("transition_statistics", stream)
 
     def source_dtype(self, stream: str) -> str:
         with self._shards[0] as shard:
@@ -183,6 +205,9 @@ class Trace:
             with shard:
                 values = shard.stream(stream, name)
             result = np.empty((len(self._rows), *values.shape[1:])) if result is None else result
+            if values.shape[1:] != result.shape[1:]:
+                what = f"{shard.path}: {stream}/{name}: not of the shape that {self._shards[0].path.name} has"
+                raise TraceError(f"{what}; keep them in two folders")
             for place in places.get(id(shard), ()):
                 result[place] = values[self._rows[place][1]]
         return result
@@ -211,17 +236,21 @@ _ALIKE = (
     "num_channels",
     "sites",
     "step_pairs",
+    "transition_statistics",
 )
 
 
 def _same_trace(first: ShardFile, other: ShardFile) -> None:
-    """Refuse shards that were made in different ways."""
+    """Refuse shards that were made in different ways; what they share is then kept once."""
     told = schema.told_differences(first.run.settings, other.run.settings) or ", ".join(
         name for name in _ALIKE if _differ(getattr(first, name), getattr(other, name))
     )
     if told:
         what = f"{other.path}: made with other settings than {first.path.name}"
         raise TraceError(f"{what} ({told}); keep them in two folders")
+    other.run = Run(first.run.settings, other.run.provenance)
+    for name in _ALIKE:
+        setattr(other, name, getattr(first, name))
 
 
 def _differ(one: Any, other: Any) -> bool:

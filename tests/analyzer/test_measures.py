@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import xarray as xr
 from dit_analyzer import distances, paper_view, variation
-from dit_analyzer.measures.distance import AXES, standard_error
+from dit_analyzer.measures.distance import AXES
+from dit_analyzer.measures.positions import Positions
 from dit_formats import IncompleteError, open_trace
 from dit_formats.schema import Shard
 from dit_formats.writer import write_shard
@@ -116,9 +117,9 @@ def test_standard_error_covers_the_truth() -> None:
     for _ in range(300):
         channel = np.concatenate([rng.permutation(channels) for _ in range(n // channels)])
         token = rng.permuted(np.arange(n) * tokens // n)
-        change = x[token, channel][None, None, None, :, None]
-        se = standard_error(change, channel[None, None], np.array([[tokens]]), np.array([[channels]])).item()
-        inside.append(abs(change.mean() - x.mean()) < 1.96 * se)
+        sample = np.stack([np.zeros(n), x[token, channel]], 1).astype("f4")
+        mean, *_, se = Positions(np.full(n, 1 / n), channel, tokens, channels).means(sample, 1)[:, 0]
+        inside.append(abs(mean - x.mean()) < 1.96 * se)
     assert 0.90 <= np.mean(inside) <= 0.99
 
 

@@ -19,7 +19,9 @@ MAY_IMPORT = {
         "numpy", "click", "rich", "torch", "diffusers", "transformers", "tokenizers", "safetensors",
         "sklearn", "PIL", "huggingface_hub", "psutil", "triton", "dit_formats", "dit_tracer",
     },
-    "analyzer": {"numpy", "scipy", "xarray", "matplotlib", "click", "rich", "dit_formats", "dit_analyzer"},
+    "analyzer": {
+        "numpy", "scipy", "xarray", "matplotlib", "distributed", "click", "rich", "dit_formats", "dit_analyzer",
+    },
 }  # fmt: skip
 
 

@@ -63,12 +63,15 @@ class Progress:
                     return
 
     def _say_lines(self) -> None:
-        while True:
-            self._shards.look()
-            done = f"{self._what}: {self._done} of {plural(len(self._prompts), 'prompt')}"
-            print(", ".join([done, *self._told()]), file=sys.stderr, flush=True)
-            if self._over.wait(LINE):
-                return
+        self._say()
+        while not self._over.wait(LINE):
+            self._say()
+        self._say()  # so that a log ends with how far it came
+
+    def _say(self) -> None:
+        self._shards.look()
+        done = f"{self._what}: {self._done} of {plural(len(self._prompts), 'prompt')}"
+        print(", ".join([done, *self._told()]), file=sys.stderr, flush=True)
 
     @property
     def _done(self) -> int:

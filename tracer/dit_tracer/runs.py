@@ -123,7 +123,7 @@ def run(
 
         sharing = Sharing(recorder, record, claims, stopping, outcome, founded=before is not None)
         try:
-            with recorder, progress:
+            with progress, recorder:  # which writes to the end before the last line is said
                 sharing.trace(asked)
                 stopping.close()
         except Stopped:

@@ -49,6 +49,8 @@ class Summary:
     lowest: str
     time: dict[str, float] | None = None
     """Seconds of a step, and the shares of it that attention and feed-forward networks take."""
+    transitions: str = "exact"
+    """Which elements the exact changes were taken over, `exact` for all."""
 
 
 def headline(trace: Trace) -> str:
@@ -67,9 +69,9 @@ def headline(trace: Trace) -> str:
     return harmless(" · ".join(str(part) for part in [*parts, plural(len(trace.prompts), "prompt")] if part))
 
 
-def summarise(trace: Trace, source: str) -> Summary:
-    """The summary of a trace, its distances taken from `source`."""
-    ds = distances(trace, source=source)
+def summarise(trace: Trace, source: str, dask: Any = None) -> Summary:
+    """The summary of a trace, its distances taken from `source`, by a Dask cluster if there is one."""
+    ds = distances(trace, source=source, dask=dask)
     view = paper_view(ds)
     others = ds.isel(branch=guidance_halves(ds), stream=(ds.stream == "latent").values).mean(("branch", "stream"))
     by_layer = view["rel_l1"].mean(("prompt", "kind", "transition")).dropna("layer")
@@ -85,6 +87,7 @@ def summarise(trace: Trace, source: str) -> Summary:
         highest=_layer(by_layer, by_layer.argmax("layer")) if by_layer.size else "none has a value",
         lowest=_layer(by_layer, by_layer.argmin("layer")) if by_layer.size else "none has a value",
         time=_time(trace),
+        transitions=trace.transitions,
     )
 
 
@@ -134,6 +137,9 @@ def show(summary: Summary) -> None:
         step = summary.time["step"]
         took = f"{step:.3g} s" if step >= 1 else f"{1000 * step:.3g} ms"
         console.print(Text(f"a step takes:  {took}; attention {attention}, feed-forward {feed_forward}", style="dim"))
+    if summary.transitions != "exact":
+        told = harmless(f"exact changes were taken over a {summary.transitions} elements of each activation")
+        console.print(Text(f"{told}, and are estimates", style="dim"))
     console.print()
 
 

@@ -1,0 +1,156 @@
+"""The distances of a few prompts, read from their shards: what one worker does.
+
+Loads neither xarray nor the records of a shard, so that a worker starts at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from dit_formats.arrays import Arrays
+from dit_formats.errors import TraceError
+from dit_formats.schema import STEP_STATISTICS
+from numpy.typing import NDArray
+
+from dit_analyzer.measures.positions import MEANS, Positions
+
+VARIABLES = ("l1", "l1_se", "rel_l1", "rms", "cosine", "speed", "size", "count")
+
+Floats = NDArray[np.float64]
+Means = dict[str, Floats]
+"""By the names of `MEANS`, and `count` of elements, each (prompt, branch, kind, layer, transition)."""
+
+Part = tuple[tuple[Path, range], ...]
+"""Some files, and which of their prompts."""
+
+
+@dataclass(frozen=True)
+class Stream:
+    """One stream of a trace, as its first shard has it.
+
+    Args:
+        branches, kinds: Where its branches and kinds stand among those of the trace.
+        shape: Of its step sums for one prompt, (branch, kind, layer, step_statistic, step).
+        transition_statistics: Names of the sums over transitions.
+        geometry: Where the sample lies, by name; empty where only exact statistics are asked for.
+    """
+
+    branches: tuple[int, ...]
+    kinds: tuple[int, ...]
+    shape: tuple[int, ...]
+    transition_statistics: tuple[str, ...]
+    geometry: dict[str, NDArray[Any]]
+
+    @cached_property
+    def positions(self) -> dict[tuple[int, int], Positions]:
+        """By kind and layer, made once."""
+        weight, channel, *numbers = (self.geometry[n] for n in ("weight", "channel", "num_tokens", "num_channels"))
+        cells = np.ndindex(*channel.shape[:2])
+        return {at: Positions(weight[at], channel[at], *(int(number[at]) for number in numbers)) for at in cells}
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked of every prompt; `shape` is of the answer for one, (branch, stream, kind, layer, transition)."""
+
+    source: str
+    lag: int
+    streams: dict[str, Stream]
+    shape: tuple[int, ...]
+    sigma_steps: Floats
+    subset: bool
+    """Whether exact changes were taken over a part of the elements."""
+
+
+def answer(question: Question, part: Part) -> Floats:
+    """The distances of a part's prompts, (variable, prompt, branch, stream, kind, layer, transition)."""
+    _keep_memory()
+    result = np.full((len(VARIABLES), sum(len(rows) for _, rows in part), *question.shape), np.nan)
+    first = 0
+    for path, rows in part:
+        with Arrays(path) as arrays:
+            for place, (name, stream) in enumerate(question.streams.items()):
+                means = _means(question, stream, arrays, name, rows)
+                for variable, values in zip(result, _measures(means, question.sigma_steps)):
+                    at = np.array(stream.branches)[:, None], place, np.array(stream.kinds)
+                    variable[first : first + len(rows), *at] = values
+        first += len(rows)
+    return result
+
+
+@cache
+def _keep_memory() -> None:
+    """Have the C library keep blocks of up to this size for the next chunk; to give them back to the system and take
+    them again costs half as much as inflating. It does so once a block of that size was freed."""
+    np.empty(16 << 20, np.uint8)
+
+
+def _measures(means: Means, sigma_steps: Floats) -> Iterator[Floats]:
+    """The `VARIABLES` that these means give."""
+    l1 = means["abs_diff"]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        yield l1
+        yield means["se"]
+        yield l1 / means["abs"]
+        yield np.sqrt(means["square_diff"])
+        yield means["product"] / np.sqrt(means["square"] * means["next_square"])
+        yield l1 / np.where((sigma_steps > 0) & np.isfinite(sigma_steps), sigma_steps, np.nan)
+        yield means["abs"]
+        yield means["count"]
+
+
+def _means(question: Question, stream: Stream, arrays: Arrays, name: str, rows: range) -> Means:
+    sums = arrays.stream(name, "step_sums", rows)
+    if sums.shape != (len(rows), *stream.shape):
+        raise TraceError(f"{arrays.path}: {name}: not of the shape that the first shard has; keep them in two folders")
+    steps = dict(zip(STEP_STATISTICS, np.moveaxis(sums, -2, 0)))
+    if question.source == "exact":
+        changes = np.moveaxis(arrays.stream(name, "transition_sums", rows), -2, 0)
+        return _exact_means(steps, dict(zip(stream.transition_statistics, changes)), question.subset)
+    return _sampled_means(question.lag, stream, arrays, name, rows, steps)
+
+
+def _exact_means(steps: Means, pairs: Means, subset: bool) -> Means:
+    with np.errstate(invalid="ignore", divide="ignore"):
+        of_step = {name: steps[f"sum_{name}"] / steps["count"] for name in ("abs", "square")}
+        means = {
+            "abs_diff": pairs["sum_abs"] / pairs["count"],
+            "square_diff": pairs["sum_square"] / pairs["count"],
+            "product": pairs["sum_product"] / pairs["count"],
+            "abs": of_step["abs"][..., :-1],
+            "square": of_step["square"][..., :-1],
+            "next_square": of_step["square"][..., 1:],
+            "count": pairs["count"],
+        }
+    means["se"] = np.where(np.isnan(means["abs_diff"]), np.nan, 0.0)
+    return means | _of_subset(means, steps["count"]) if subset else means
+
+
+def _of_subset(means: Means, whole: Floats) -> Means:
+    """Standard error and count of elements where n of N were taken.
+
+    SE^2 = (1 - n / N) s^2 / n, as of elements drawn one by one: a bound for a part that spreads evenly.
+    """
+    n, size = means["count"], np.minimum(whole[..., :-1], whole[..., 1:])
+    with np.errstate(invalid="ignore", divide="ignore"):
+        variance = np.maximum(means["square_diff"] - means["abs_diff"] ** 2, 0)
+        return {"se": np.sqrt(np.maximum(1 - n / size, 0) * variance / n), "count": size}
+
+
+def _sampled_means(lag: int, stream: Stream, arrays: Arrays, name: str, rows: range, steps: Means) -> Means:
+    branches, kinds, layers, _, num_steps = stream.shape
+    found = np.empty((len(MEANS), len(rows), branches, kinds, layers, num_steps - lag))
+    for prompt, row in enumerate(rows):
+        for branch, kind, layer in np.ndindex(branches, kinds, layers):
+            samples = arrays.cell(name, row, branch, kind, layer)
+            found[:, prompt, branch, kind, layer] = stream.positions[kind, layer].means(samples, lag)
+    numbers = stream.geometry["num_tokens"] * stream.geometry["num_channels"]
+    whole = np.where(stream.geometry["recorded"], numbers[..., None], np.nan)
+    existing = steps["count"] + steps["nonfinite"]  # of a text shorter than the longest, that text's elements
+    existing = np.where(existing > 0, existing, whole)
+    return dict(zip(MEANS, found)) | {"count": np.minimum(existing[..., lag:], existing[..., :-lag])}
