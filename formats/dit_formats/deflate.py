@@ -15,6 +15,9 @@ except ImportError:  # no wheel for this machine
 
 DAMAGE = isal_zlib.error if isal_zlib else zlib.error
 
+SMALL = 1 << 13
+"""Bytes below which zlib is as quick, and gives always the same stream; isal now and then gives another, also right."""
+
 
 def deflated(values: bytes, itemsize: int) -> bytes:
     """The bytes of an array of little-endian items, shuffled (all first bytes, all second bytes, ...) and deflated.
@@ -23,7 +26,9 @@ def deflated(values: bytes, itemsize: int) -> bytes:
     run meanwhile.
     """
     planes = np.ascontiguousarray(np.frombuffer(values, "u1").reshape(-1, itemsize).T)
-    return isal_zlib.compress(planes, 2) if isal_zlib else zlib.compress(planes, 1)
+    if isal_zlib is None or len(values) < SMALL:
+        return zlib.compress(planes, 1)
+    return isal_zlib.compress(planes, 2)
 
 
 def inflated(stored: bytes, size: int) -> bytes | None:
