@@ -15,9 +15,10 @@ CRASHES = Path(__file__).parents[2] / "benchmarks" / "crashes.py"
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork") or not CRASHES.exists(), reason="needs fork and the source tree")
-def test_killed_run_loses_at_most_the_prompt_in_flight_and_resumes_to_the_same_numbers() -> None:
+def test_killed_run_loses_no_more_than_is_in_flight_and_resumes_to_the_same_numbers() -> None:
+    """In flight are one prompt that runs, and one shard that is being written meanwhile."""
     command = [sys.executable, str(CRASHES), "--kills", "10", "--json"]
     found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
     assert found["kills"] == 10 and found["traces_compared"] >= 1 and found["good"]
-    assert found["most_lost"] <= 1
+    assert found["most_lost"] <= 2
     assert found["changed"] == found["damaged"] == found["unequal"] == 0

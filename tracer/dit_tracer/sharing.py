@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -24,9 +23,6 @@ HOPELESS = 3
 
 REFUSALS = (ValueError, TypeError, AttributeError, LookupError)
 """What pipelines raise for a call that they refuse, whatever the prompt; of this one is enough."""
-
-WRITTEN = 10.0
-"""Seconds to wait for the first shard of a trace to be there after its generation."""
 
 
 @dataclass
@@ -99,7 +95,8 @@ class Sharing:
         try:
             with self._stopping.one():
                 if self._founded:
-                    self._record(prompt, task, lambda: None)
+                    # The one before must be on the disk by now: a crash may cost the prompt that runs, and one more.
+                    self._record(prompt, task, self._recorder.flush)
                 else:
                     self._found(prompt, task)
             self._outcome.traced += 1  # the claim is kept, for the shard may still be on its way to the disk
@@ -129,8 +126,7 @@ class Sharing:
                 self._compare()
 
             self._record(prompt, task, settle)
-            if not self._founded:
-                self._wait_for_shard()
+            self._recorder.flush()
         self._founded = True
 
     def _compare(self) -> None:
@@ -138,13 +134,6 @@ class Sharing:
         if not self._founded and self._shards.any:
             self._recorder.refuse_others(ShardFile(self._shards.any).run)
             self._founded = True
-
-    def _wait_for_shard(self) -> None:
-        end = time.monotonic() + WRITTEN
-        self._shards.look()
-        while not self._shards.any and time.monotonic() < end:
-            time.sleep(0.02)
-            self._shards.look()
 
     def _fail(self, task: Task, error: Exception) -> None:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
