@@ -166,3 +166,9 @@ def test_packed_trace_is_one_more_trace(trace_folder: Path, tmp_path: Path) -> N
         run("summary", target).stdout.replace(" · statistics only, no archive", "")
         == run("summary", trace_folder).stdout
     )
+
+
+def test_summary_says_what_changes_were_taken_over(tmp_path: Path, shard: Callable[..., Shard]) -> None:
+    write_shard(tmp_path, shard(recorded={"transitions": "subset of 262144"}))
+    assert "taken over a subset of 262144 elements" in run("summary", tmp_path).stdout
+    assert json.loads(run("summary", tmp_path, "--json").stdout)[0]["transitions"] == "subset of 262144"

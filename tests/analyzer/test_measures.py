@@ -12,6 +12,7 @@ from dit_analyzer import distances, paper_view, variation
 from dit_analyzer.measures.distance import AXES
 from dit_analyzer.measures.positions import Positions
 from dit_formats import IncompleteError, open_trace
+from dit_formats.pack import pack
 from dit_formats.schema import Shard
 from dit_formats.writer import write_shard
 from hypothesis import given
@@ -106,6 +107,29 @@ def test_statistics_only_answer_the_exact_question_alone(tmp_path: Path, shard: 
         assert distances(trace)["l1"].notnull().any()
         with pytest.raises(IncompleteError, match="no samples"):
             distances(trace, source="sample")
+
+
+def test_changes_over_a_part_of_the_elements_carry_an_error(tmp_path: Path, shard: Callable[..., Shard]) -> None:
+    one = shard(recorded={"transitions": "subset of 6"})
+    arrays = one.streams["latent"].arrays
+    part = np.diff(arrays["samples"][..., :6, :].astype(float))
+    sums = arrays["transition_sums"]
+    sums[..., 0, :], sums[..., 1, :], sums[..., 3, :] = abs(part).sum(-2), (part**2).sum(-2), 6
+    write_shard(tmp_path, one)
+    with open_trace(tmp_path) as trace:
+        ds = distances(trace).sel(prompt=0, branch="cond", stream="latent", kind="a", layer=1)
+    values = abs(part[0, 0, 2, 1])
+    np.testing.assert_allclose(ds["l1"], values.mean(0))
+    np.testing.assert_allclose(ds["l1_se"], np.sqrt((1 - 6 / 12) * values.var(0) / 6))
+    assert ds["count"].values.tolist() == [12] * 4, "of the whole tensor: it weighs streams"
+
+
+def test_packed_trace_gives_the_same_distances(trace_folder: Path, tmp_path: Path) -> None:
+    with open_trace(trace_folder) as trace:
+        pack(trace, tmp_path / "one.h5")
+        with open_trace(tmp_path / "one.h5") as packed:
+            for source in ("exact", "sample"):
+                assert distances(packed, source=source).identical(distances(trace, source=source))
 
 
 def test_standard_error_covers_the_truth() -> None:

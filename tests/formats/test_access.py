@@ -12,6 +12,7 @@ import pytest
 from dit_formats import TraceError, open_trace
 from dit_formats.access import ShardFile
 from dit_formats.check import check
+from dit_formats.pack import pack
 
 Mutation = Callable[[h5py.File], None]
 
@@ -209,3 +210,32 @@ def test_unknown_names_of_a_newer_minor_version_are_ignored(shard_path: Path) ->
         file["novelties/list"] = np.arange(3)
         file["steps/novelty"] = np.arange(3)
     assert check(shard_path).exit_code == 0
+
+
+@pytest.mark.parametrize("packed_as", ["1.2", "1.1"])
+def test_prompts_of_one_file_are_read_apart(trace_folder: Path, tmp_path: Path, packed_as: str) -> None:
+    """Also where the sums of all prompts are one chunk, as before 1.2."""
+    path = tmp_path / "one.h5"
+    with open_trace(trace_folder) as trace:
+        pack(trace, path)
+    if packed_as == "1.1":
+        with h5py.File(path, "r+") as file:
+            values = file["latent/step_sums"][()]
+            replace("latent", "step_sums", chunks=values.shape, shuffle=True, compression="gzip")(file)
+    with h5py.File(path) as file:
+        expected = {name: file[f"latent/{name}"][()] for name in ("step_sums", "samples")}
+    with ShardFile(path) as shard:
+        for name, values in expected.items():
+            for rows in (range(1), range(1, 3), range(3)):
+                found = shard.stream("latent", name, rows)
+                assert np.array_equal(found, values[rows.start : rows.stop], equal_nan=True)
+        assert np.array_equal(shard.cell("latent", 2, 1, 0, 0), expected["samples"][2, 1, 0, 0])
+
+
+def test_shards_of_different_shape_are_not_one_trace(trace_folder: Path) -> None:
+    with h5py.File(sorted(trace_folder.glob("*.h5"))[1], "r+") as file:
+        names = file["latent/transition_statistic"][()][[1, 0, 2, 3]]
+        data = {"data": names, "chunks": (4,), "shuffle": True, "compression": "gzip"}
+        replace("latent", "transition_statistic", **data)(file)
+    with pytest.raises(TraceError, match="transition_statistics"):
+        open_trace(trace_folder)

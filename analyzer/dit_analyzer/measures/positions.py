@@ -16,7 +16,7 @@ from dit_analyzer.measures.errors import strata_of, weighted_error
 MEANS = ("abs_diff", "square_diff", "product", "abs", "square", "next_square", "se")
 """Of |d|, d^2, x[t] x[t + lag]; of |x[t]|, x[t]^2, x[t + lag]^2; and the standard error of the first."""
 
-TOGETHER = 36000
+TOGETHER = 30000
 """Values that are in the cache together."""
 
 SAME = 0.01
@@ -63,9 +63,9 @@ class Positions:
 class Strata:
     """The positions cut into strata, for only the spread within them counts: the sample spreads evenly over channels.
 
-    SE^2 = sum_g W_g^2 (1 - n_g / N_g) s_g^2 / n_g, with s_g^2 = (sum of d^2 - (sum of |d|)^2 / n_g) / (n_g - 1), W_g
-    the stratum's share of the weights and N_g = W_g N. Where weights are equal, strata are ceil(4 C / n) channels in
-    order, and W_g = n_g / n; else they are as `strata_of` makes them. A stratum of one value tells nothing about the spread.
+    SE^2 = sum_g W_g^2 (1 - n_g / N_g) s_g^2 / n_g, with s_g^2 = (sum of d^2 - (sum of |d|)^2 / n_g) / (n_g - 1), its
+    share of the weights and N_g = W_g N. Where weights are equal, strata are ceil(4 C / n) channels in order,
+    and W_g = n_g / n; else they are as `strata_of` makes them. A stratum of one value tells nothing about the spread.
     """
 
     def __init__(self, channel: NDArray[np.int64], weight: Floats, num_tokens: int, num_channels: int) -> None:
@@ -140,13 +140,17 @@ def _room(shape: tuple[int, int], together: int) -> tuple[Floats, Floats]:
 
 def _means(sums: Floats, samples: NDArray[np.float32], weight: Floats, lag: int) -> Floats:
     """The means but for the error, from the sums by the first weight, (term, step), where all is finite."""
-    change, square_change, size, square = sums / weight.sum()
+    whole = weight.sum()
+    change, square_change, size, square = sums / whole
     before, after = square[:-lag], square[lag:]
-    product = (before + after - square_change[:-lag]) / 2
-    if (np.abs(product) < SAME * (before + after)).any():
+    means = np.empty((len(MEANS) - 1, len(before)))
+    means[0], means[1], means[3], means[4], means[5] = change[:-lag], square_change[:-lag], size[:-lag], before, after
+    both = before + after
+    np.divide(both - means[1], 2, out=means[2])
+    if (np.abs(means[2]) < SAME * both).any():
         x = samples.astype(np.float64)
-        product = np.einsum("p,ps,ps->s", weight, x[:, :-lag], x[:, lag:]) / weight.sum()
-    return np.stack([change[:-lag], square_change[:-lag], product, size[:-lag], before, after])
+        means[2] = np.einsum("p,ps,ps->s", weight, x[:, :-lag], x[:, lag:]) / whole
+    return means
 
 
 def _means_of_finite(samples: NDArray[np.float32], weight: Floats, lag: int) -> Floats:
