@@ -4,7 +4,7 @@ import threading
 
 import pytest
 from dit_formats.errors import PresentError
-from dit_tracer.recording.writing import Background
+from dit_tracer.recording.writing import Background, WritingError
 
 
 def test_jobs_run_in_their_order_and_close_waits_for_all() -> None:
@@ -47,6 +47,13 @@ def test_error_is_raised_where_it_is_waited_for() -> None:
     assert done == [1]
     writer.submit(fail)
     with pytest.raises(OSError, match="No space left"):
+        writer.close()
+
+
+def test_error_of_another_kind_is_not_taken_for_that_of_the_next_prompt() -> None:
+    writer = Background()
+    writer.submit(lambda: [][0])
+    with pytest.raises(WritingError, match="could not be written"):
         writer.close()
 
 

@@ -11,6 +11,10 @@ from dit_formats.errors import PresentError
 Job = Callable[[], None]
 
 
+class WritingError(OSError):
+    """A prompt that could not be written, for a reason other than the disk; it is not the fault of the next one."""
+
+
 class Background:
     """Runs jobs one after the other in a thread of its own.
 
@@ -26,7 +30,7 @@ class Background:
         self._idle.set()
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
-        self._error: BaseException | None = None
+        self._error: OSError | None = None
 
     def submit(self, job: Job) -> None:
         """Run `job` when the one before is done."""
@@ -58,8 +62,11 @@ class Background:
                 job()
             except PresentError:
                 self.beaten += 1
-            except BaseException as error:  # told to the one who waits for it
+            except OSError as error:  # told to the one who waits for it
                 self._error = error
+            except BaseException as error:
+                self._error = WritingError(f"a finished prompt could not be written ({error})")
+                self._error.__cause__ = error
             finally:
                 del job  # and what it holds on to
                 self._idle.set()
