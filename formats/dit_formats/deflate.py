@@ -44,8 +44,8 @@ def inflated(stored: bytes, size: int) -> bytes | None:
 def unshuffled(content: bytes, dtype: np.dtype[Any]) -> NDArray[Any]:
     """The items whose bytes these are: all first bytes, all second bytes, ..."""
     planes = np.frombuffer(content, "u1").reshape(dtype.itemsize, -1)
-    if dtype == np.float32 and not planes[:2].any():
-        return _from_upper_halves(planes[2], planes[3])
+    if dtype == np.float32:
+        return _four_bytes(planes).view(dtype)
     if dtype.itemsize > 8:
         return np.ascontiguousarray(planes.T).view(dtype).ravel()
     items = np.empty(planes.shape[::-1], "u1")
@@ -54,11 +54,13 @@ def unshuffled(content: bytes, dtype: np.dtype[Any]) -> NDArray[Any]:
     return items.view(dtype).ravel()
 
 
-def _from_upper_halves(third: NDArray[np.uint8], fourth: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Values of bfloat16, whose other two bytes are 0: nine times faster than placing bytes."""
-    halves = fourth.astype("u2")
-    halves <<= 8
-    halves |= third
-    values = halves.astype("u4")
-    values <<= 16
-    return values.view("f4")
+def _four_bytes(planes: NDArray[np.uint8]) -> NDArray[np.uint32]:
+    """Items of four bytes, shifted into place: faster than to put every fourth byte, and more so for bfloat16."""
+    low = planes[1::-1] if planes[:2].any() else ()
+    items = planes[3].astype("u4")
+    for plane in (planes[2], *low):
+        items <<= 8
+        items |= plane
+    if not len(low):
+        items <<= 16
+    return items

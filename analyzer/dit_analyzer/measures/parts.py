@@ -5,6 +5,7 @@ Loads neither xarray nor the records of a shard, so that a worker starts at once
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -17,7 +18,7 @@ from dit_formats.errors import TraceError
 from dit_formats.schema import STEP_STATISTICS
 from numpy.typing import NDArray
 
-from dit_analyzer.measures.positions import MEANS, Positions
+from dit_analyzer.measures.positions import MEANS, Positions, by_transition, not_told_apart
 
 VARIABLES = ("l1", "l1_se", "rel_l1", "rms", "cosine", "speed", "size", "count")
 
@@ -144,13 +145,36 @@ def _of_subset(means: Means, whole: Floats) -> Means:
 
 def _sampled_means(lag: int, stream: Stream, arrays: Arrays, name: str, rows: range, steps: Means) -> Means:
     branches, kinds, layers, _, num_steps = stream.shape
-    found = np.empty((len(MEANS), len(rows), branches, kinds, layers, num_steps - lag))
+    found = np.empty((len(rows), branches, kinds, layers, len(MEANS), num_steps - lag))
     for prompt, row in enumerate(rows):
-        for branch, kind, layer in np.ndindex(branches, kinds, layers):
-            samples = arrays.cell(name, row, branch, kind, layer)
-            found[:, prompt, branch, kind, layer] = stream.positions[kind, layer].means(samples, lag)
+        found[prompt] = _of_prompt(lag, stream, arrays, name, row)
     numbers = stream.geometry["num_tokens"] * stream.geometry["num_channels"]
     whole = np.where(stream.geometry["recorded"], numbers[..., None], np.nan)
     existing = steps["count"] + steps["nonfinite"]  # of a text shorter than the longest, that text's elements
     existing = np.where(existing > 0, existing, whole)
-    return dict(zip(MEANS, found)) | {"count": np.minimum(existing[..., lag:], existing[..., :-lag])}
+    return dict(zip(MEANS, np.moveaxis(found, -2, 0))) | {
+        "count": np.minimum(existing[..., lag:], existing[..., :-lag])
+    }
+
+
+def _of_prompt(lag: int, stream: Stream, arrays: Arrays, name: str, row: int) -> Floats:
+    """The `MEANS` of one prompt, (branch, kind, layer, mean, transition).
+
+    The few small sums of each activation are made into means together; one by one that costs a tenth of all.
+    """
+    *cells, _, num_steps = stream.shape
+    by_step = np.empty((*cells, 5, num_steps))
+    with np.errstate(invalid="ignore"):
+        odd: dict[tuple[int, ...], Floats] = {}
+        for at in np.ndindex(*cells):
+            samples = arrays.cell(name, row, *at)
+            positions = stream.positions[at[1:]]
+            by_step[at] = positions.by_step(samples, lag)
+            if not math.isfinite(by_step[at][:4].sum()):
+                odd[at] = positions.means_of_finite(samples, by_step[at][4], lag)
+        means = by_transition(by_step, lag)
+        for at, values in odd.items():
+            means[at] = values
+        for at in set(zip(*np.nonzero(not_told_apart(means).any(-1)))) - set(odd):
+            means[*at, 2] = stream.positions[at[1:]].product(arrays.cell(name, row, *at), lag)
+    return means

@@ -39,25 +39,68 @@ class Positions:
         self._strata = Strata(*kept) if len(self._kept) > 1 else None
         of_square = self._strata.of_square if self._strata else np.zeros(len(self._kept))
         self._weights = np.stack([weight[self._kept], of_square])
+        self._whole = self._weights[0].sum()
 
     def means(self, samples: NDArray[np.float32], lag: int) -> Floats:
         """All of `MEANS` of samples (position, step): (mean, transition), NaN where there is nothing.
 
         Values that are not finite are left out; with equal weights the standard error is then unknown.
         """
-        if not np.isfinite(samples[:1, :1]).all() and not np.isfinite(samples).any():
-            return np.full((len(MEANS), samples.shape[1] - lag), np.nan)
-        if len(self._kept) < len(samples):
-            samples = samples[self._kept]
         with np.errstate(invalid="ignore"):
-            sums, change = _sums(samples, self._weights, lag)
-            means = _means(sums[:, 0], samples, self._weights[0], lag)
-            error = self._strata.error(sums[1, 1], change) if self._strata else np.full(samples.shape[1], np.nan)
-        if not np.isfinite(means).all():
-            means = _means_of_finite(samples, self._weights[0], lag)
-            if self._strata and self._strata.unequal:
-                error = self._strata.error_of_finite(samples.astype(np.float64), lag)
-        return np.concatenate([means, error[None, : means.shape[1]]])
+            by_step = self.by_step(samples, lag)
+            if not np.isfinite(by_step[:4]).all():
+                return self.means_of_finite(samples, by_step[4], lag)
+            means = by_transition(by_step, lag)
+            if not_told_apart(means).any():
+                means[2] = self.product(samples, lag)
+        return means
+
+    def by_step(self, samples: NDArray[np.float32], lag: int) -> Floats:
+        """Means of |d|, d^2, |x| and x^2, and SE^2 of the first, (mean, step); NaN if anything is not finite.
+
+        Of those that take two steps, the last `lag` steps mean nothing.
+        """
+        result = np.full((5, samples.shape[1]), np.nan)
+        if not len(samples) or not len(self._kept) or np.isnan(samples[0, 0]) and not np.isfinite(samples).any():
+            return result
+        sums, change = _sums(self._there(samples), self._weights, lag)
+        np.divide(sums[:, 0], self._whole, out=result[:4])
+        if self._strata:
+            result[4] = self._strata.squared_error(sums[1, 1], change)
+        return result
+
+    def product(self, samples: NDArray[np.float32], lag: int) -> Floats:
+        """Mean of x[t] x[t + lag] where all is finite, (transition)."""
+        return _product(self._there(samples), self._weights[0], lag)
+
+    def means_of_finite(self, samples: NDArray[np.float32], squared_error: Floats, lag: int) -> Floats:
+        """All of `MEANS` over those values that are finite."""
+        samples, weight = self._there(samples), self._weights[0]
+        if not np.isfinite(samples).any():
+            return np.full((len(MEANS), samples.shape[1] - lag), np.nan)
+        error = np.sqrt(squared_error[:-lag])
+        if self._strata and self._strata.unequal:
+            error = self._strata.error_of_finite(samples.astype(np.float64), lag)
+        return np.concatenate([_means_of_finite(samples, weight, lag), error[None]])
+
+    def _there(self, samples: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Samples of the positions that there are."""
+        return samples if len(self._kept) == len(samples) else samples[self._kept]
+
+
+def by_transition(by_step: Floats, lag: int) -> Floats:
+    """All of `MEANS`, (..., mean, transition), of what `Positions.by_step` gives, (..., mean, step), where finite."""
+    change, square_change, size, square, error = np.moveaxis(by_step, -2, 0)
+    before, after, square_change = square[..., :-lag], square[..., lag:], square_change[..., :-lag]
+    product = (before + after - square_change) / 2
+    means = change[..., :-lag], square_change, product, size[..., :-lag], before, after, np.sqrt(error[..., :-lag])
+    return np.stack(means, axis=-2)
+
+
+def not_told_apart(means: Floats) -> NDArray[np.bool_]:
+    """Where the product of (..., mean, transition) is so small that `by_transition` gives too few digits of it."""
+    product, before, after = means[..., 2, :], means[..., 4, :], means[..., 5, :]
+    return np.abs(product) < SAME * (before + after)
 
 
 class Strata:
@@ -85,8 +128,8 @@ class Strata:
         self.of_square[order] = np.repeat(self._of_sum * sizes, sizes)
         self._members = csr_array((np.ones(n), order, bounds), shape=(len(sizes), n))
 
-    def error(self, squares: Floats, change: Floats) -> Floats:
-        """Standard error of the mean of |d| over positions, (step).
+    def squared_error(self, squares: Floats, change: Floats) -> Floats:
+        """SE^2 of the mean of |d| over positions, (step).
 
         Args:
             squares: Sum over positions of `of_square` times d^2.
@@ -94,7 +137,7 @@ class Strata:
         """
         sums = self._members @ change
         sums *= sums
-        return np.sqrt(np.maximum(squares - np.einsum("g,gs->s", self._of_sum, sums), 0))
+        return np.maximum(squares - np.einsum("g,gs->s", self._of_sum, sums), 0)
 
     def error_of_finite(self, x: Floats, lag: int) -> Floats:
         """The same of samples (position, step), leaving out what is not finite; (transition)."""
@@ -124,6 +167,7 @@ def _sums(samples: NDArray[np.float32], weights: Floats, lag: int) -> tuple[Floa
         np.copyto(x, samples[at])
         line = x.ravel()  # along all positions at once: twice as fast as over short rows
         np.subtract(line[lag:], line[:-lag], out=change.ravel()[:-lag])
+        change[-1, -lag:] = 0  # what an earlier call left there might not be finite
         np.abs(change, out=change)
         sums[0] += weight @ change
         sums[1] += weight @ np.multiply(change, change, out=term)
@@ -138,28 +182,12 @@ def _room(shape: tuple[int, int], together: int) -> tuple[Floats, Floats]:
     return np.zeros(shape), np.zeros((2, min(shape[0], together), shape[1]))
 
 
-def _means(sums: Floats, samples: NDArray[np.float32], weight: Floats, lag: int) -> Floats:
-    """The means but for the error, from the sums by the first weight, (term, step), where all is finite."""
-    whole = weight.sum()
-    change, square_change, size, square = sums / whole
-    before, after = square[:-lag], square[lag:]
-    means = np.empty((len(MEANS) - 1, len(before)))
-    means[0], means[1], means[3], means[4], means[5] = change[:-lag], square_change[:-lag], size[:-lag], before, after
-    both = before + after
-    np.divide(both - means[1], 2, out=means[2])
-    if (np.abs(means[2]) < SAME * both).any():
-        x = samples.astype(np.float64)
-        means[2] = np.einsum("p,ps,ps->s", weight, x[:, :-lag], x[:, lag:]) / whole
-    return means
-
-
 def _means_of_finite(samples: NDArray[np.float32], weight: Floats, lag: int) -> Floats:
     """The means over those values that are finite."""
     finite = np.isfinite(samples)
     whole = finite.all(1)
     if whole.any() and not finite[~whole].any():  # a shorter text: positions that are missing at all steps
-        weight = weight[whole]
-        return _means(_sums(samples[whole], np.stack([weight, weight]), lag)[0][:, 0], samples[whole], weight, lag)
+        return _means_of_whole(samples[whole], weight[whole], lag)
     x = np.where(finite, samples, 0.0).astype(np.float64)
     before, after = x[:, :-lag], x[:, lag:]
     first, second = finite[:, :-lag], finite[:, lag:]
@@ -172,3 +200,18 @@ def _means_of_finite(samples: NDArray[np.float32], weight: Floats, lag: int) -> 
 
     changes = [mean(change, both), mean(change**2, both), mean(before * after, both)]
     return np.stack([*changes, mean(np.abs(before), first), mean(before**2, first), mean(after**2, second)])
+
+
+def _means_of_whole(samples: NDArray[np.float32], weight: Floats, lag: int) -> Floats:
+    """The means where all is finite."""
+    sums, _ = _sums(samples, np.stack([weight, np.zeros_like(weight)]), lag)
+    means = by_transition(np.concatenate([sums[:, 0] / weight.sum(), sums[:1, 1]]), lag)
+    if not_told_apart(means).any():
+        means[2] = _product(samples, weight, lag)
+    return means[:-1]
+
+
+def _product(samples: NDArray[np.float32], weight: Floats, lag: int) -> Floats:
+    """Mean of x[t] x[t + lag], taken one by one."""
+    x = samples.astype(np.float64)
+    return np.einsum("p,ps,ps->s", weight, x[:, :-lag], x[:, lag:]) / weight.sum()
