@@ -106,9 +106,10 @@ def not_told_apart(means: Floats) -> NDArray[np.bool_]:
 class Strata:
     """The positions cut into strata, for only the spread within them counts: the sample spreads evenly over channels.
 
-    SE^2 = sum_g W_g^2 (1 - n_g / N_g) s_g^2 / n_g, with s_g^2 = (sum of d^2 - (sum of |d|)^2 / n_g) / (n_g - 1). W_g is
-    the stratum's share of the weights, N_g = W_g N. Where weights are equal, strata are ceil(4 C / n) channels in order,
-    and W_g = n_g / n; else they are as `strata_of` makes them. A stratum of one value tells nothing about the spread.
+    SE^2 = sum_g W_g^2 (1 - n_g / N_g) s_g^2 / n_g, with s_g^2 = (sum of d^2 - (sum of |d|)^2 / n_g) / (n_g - 1).
+    W_g is the stratum's share of the weights, N_g = W_g N. Where weights are equal, strata are ceil(4 C / n)
+    channels in order, and W_g = n_g / n; else they are as `strata_of` makes them. A stratum of one value tells nothing
+    about the spread.
     """
 
     def __init__(self, channel: NDArray[np.int64], weight: Floats, num_tokens: int, num_channels: int) -> None:
