@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +13,6 @@ CRASHES = Path(__file__).parents[2] / "benchmarks" / "crashes.py"
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not hasattr(os, "fork") or not CRASHES.exists(), reason="needs fork and the source tree")
 def test_killed_run_loses_no_more_than_is_in_flight_and_resumes_to_the_same_numbers() -> None:
     """In flight are one prompt that runs, and one shard that is being written meanwhile."""
     command = [sys.executable, str(CRASHES), "--kills", "10", "--json"]

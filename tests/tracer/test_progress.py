@@ -42,7 +42,6 @@ def test_quiet_says_nothing(trace_folder: Path, capsys: pytest.CaptureFixture[st
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.skipif(not hasattr(os, "openpty"), reason="no terminals here")
 @pytest.mark.parametrize("coloured", [True, False])
 def test_bar_on_a_terminal(trace_folder: Path, monkeypatch: pytest.MonkeyPatch, coloured: bool) -> None:
     ours, theirs = os.openpty()

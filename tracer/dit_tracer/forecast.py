@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from dit_tracer.models import schedulers
 from dit_tracer.models.catalog import SEVEN, Model
 from dit_tracer.models.fullsize import config
 from dit_tracer.models.sketch import Sketch, of_pipeline, of_the_seven
+from dit_tracer.progress import size as told_bytes
 from dit_tracer.recording.call import arguments, call_settings
 from dit_tracer.recording.recorder import existing_trace
 from dit_tracer.recording.settings import Sample, What, describe
@@ -65,6 +65,7 @@ class Forecast:
 
     def as_json(self) -> dict[str, Any]:
         on_device, on_host = self.step_before
+        size = self.size
         return {
             "trace": str(self.path),
             "layers": dict(Counter(layer.type for layer in self.sketch.layers)),
@@ -75,10 +76,10 @@ class Forecast:
             "sample": {stream: self.sample.size(stream) for stream in self.sketch.streams},
             "prompts": self.prompts,
             "present": self.present,
-            "bytes_per_prompt": {"arrays": self.size.arrays, "file": self.size.file},
-            "bytes": {"arrays": self.prompts * self.size.arrays, "file": self.prompts * self.size.file},
+            "bytes_per_prompt": {"arrays": size.arrays, "file": size.file},
+            "bytes": {"arrays": self.prompts * size.arrays, "file": self.prompts * size.file},
             "previous_step": {"kept": self.what.previous, "device": on_device, "host": on_host},
-            "queue": memory.QUEUE,
+            "waiting": size.arrays,
             "device": self.device,
             "free": {"device": self.free_device, "host": self.free_host, "disk": self.free_disk},
         }
@@ -104,7 +105,7 @@ class Forecast:
                 + (f"; {self.present} are there already" if self.present else ""),
             ),
             ("step before", f"{told_bytes(found.step_nbytes)} a step; kept: {KEPT[self.what.previous]}"),
-            ("host", f"{told_bytes(memory.QUEUE)} for results that wait{waiting}, {told_bytes(self.free_host)} free"),
+            ("host", f"{told_bytes(size.arrays)} for a prompt that waits{waiting}, {told_bytes(self.free_host)} free"),
             ("device", f"{self.device}{place}, {told_bytes(on_device)} for the step before{weights}"),
             ("disk", f"{told_bytes(self.missing * size.file)} to write, {told_bytes(self.free_disk)} free"),
         ]  # fmt: skip
@@ -166,7 +167,7 @@ def forecast(
         sample,
         size_of(sketch, what, sample, settings),
         len(work.tasks),
-        present(before, work),
+        len(work.tasks) - len(missing_tasks(before, work.tasks)),
         device,
         memory.free_on_device(device),
         memory.free_on_host(),
@@ -221,25 +222,16 @@ def refuse_full_disk(path: Path, size: Size, missing: int) -> None:
         )
 
 
-def present(before: Trace | None, work: Work) -> int:
-    """How many of the prompts a trace holds."""
+def missing_tasks(before: Trace | None, tasks: list[Task]) -> list[Task]:
+    """Those of the tasks that a trace does not hold."""
     held = {prompt.key for prompt in before.prompts} if before else set()
-    return sum((task.text, task.seed, 0) in held for task in work.tasks)
+    return [task for task in tasks if (task.text, task.seed, 0) not in held]
 
 
 def free_disk(path: Path) -> int:
     """Free bytes where the output would be."""
     folder = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
     return shutil.disk_usage(folder).free
-
-
-def told_bytes(count: float) -> str:
-    """`4.8 GB`."""
-    if count < 1000:
-        return f"{count:.0f} bytes"
-    power = min(int(math.log10(count)) // 3, 4)
-    value = count / 1000**power
-    return f"{value:.{0 if value >= 100 else 1}f} {('KB', 'MB', 'GB', 'TB')[power - 1]}"
 
 
 def _is_published(model: str, network: Any) -> bool:

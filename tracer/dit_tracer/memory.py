@@ -13,7 +13,7 @@ from dit_tracer.recording.history import HELD
 from dit_tracer.recording.settings import What
 
 QUEUE = 256 << 20
-"""Bytes of results that may wait on the host to be written."""
+"""Bytes that are left on the host for the results of the prompt that runs, and of one that waits to be written."""
 
 OWN = 1 << 30
 """Bytes that are always left to the model's own work."""

@@ -17,7 +17,7 @@ from dit_formats.schema import Prompt, Run, Timing, told_differences
 from dit_tracer.calls import check, generate, opened, parameters, subject, varying
 from dit_tracer.claims import Claims
 from dit_tracer.encoders import encode_once
-from dit_tracer.forecast import first_steps, held_previous, refuse_full_disk, settled
+from dit_tracer.forecast import first_steps, held_previous, missing_tasks, refuse_full_disk, settled
 from dit_tracer.models.schedulers import num_steps
 from dit_tracer.pilot import fly
 from dit_tracer.pilot import settled as settled_pilot
@@ -86,10 +86,10 @@ def run(
     what = replace(what, step_pairs=_pairs(step_pairs, pipeline, call.get("num_inference_steps", 0)))
     varies = varying(pipeline, work)
     make = partial(Recorder, pipeline, path, model, before=before, num_prompts=len(work.tasks))
-    missing = _missing_tasks(before, work)
+    missing = missing_tasks(before, work.tasks)
     told = None
     if missing:
-        share = [task for task in work.tasks[rank.rank :: rank.count] if task in missing] or missing[:1]
+        share = missing_tasks(before, work.tasks[rank.rank :: rank.count]) or missing[:1]
         if before:  # what would be refused is refused before the long preparations
             held, _ = _piloted(pipeline, path, model, before, call, sample, what, work) if pilot else (sample, None)
             make(held, what=replace(what, previous=previous or held_previous(before))).expect(varies, **call)
@@ -134,12 +134,6 @@ def run(
         if rank.tied and not stopping.signalled and (outcome.failures or outcome.stopped):
             claims.wait_for_others(lambda: stopping.signalled)  # the launcher would end them
     return outcome
-
-
-def _missing_tasks(before: Trace | None, work: Work) -> list[Task]:
-    """What the trace did not hold when the run began."""
-    held = {prompt.key for prompt in before.prompts} if before else set()
-    return [task for task in work.tasks if (task.text, task.seed, 0) not in held]
 
 
 def _timing(pipeline: Any, task: Task, call: dict[str, Any], what: What) -> Timing | None:

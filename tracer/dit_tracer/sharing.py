@@ -95,8 +95,7 @@ class Sharing:
         try:
             with self._stopping.one():
                 if self._founded:
-                    # The one before must be on the disk by now: a crash may cost the prompt that runs, and one more.
-                    self._record(prompt, task, self._recorder.flush)
+                    self._record(prompt, task, lambda: None)
                 else:
                     self._found(prompt, task)
             self._outcome.traced += 1  # the claim is kept, for the shard may still be on its way to the disk

@@ -110,6 +110,9 @@ class Strata:
     W_g is the stratum's share of the weights, N_g = W_g N. Where weights are equal, strata are ceil(4 C / n)
     channels in order, and W_g = n_g / n; else they are as `strata_of` makes them. A stratum of one value tells nothing
     about the spread.
+
+    s_g^2 is taken in one pass. Where |d| hardly varies that costs digits of the error: its relative error is 2e-12 if
+    the spread is 1 % of the mean, 3e-10 at 0.1 %, 5e-4 at 1e-6.
     """
 
     def __init__(self, channel: NDArray[np.int64], weight: Floats, num_tokens: int, num_channels: int) -> None:
