@@ -7,12 +7,16 @@ import pytest
 import torch
 from dit_tracer.recording import chunked, compiled
 from dit_tracer.recording.history import History
-from dit_tracer.recording.statistics import step_sums, transition_sums, unchanged
+from dit_tracer.recording.picking import offsets, picked
+from dit_tracer.recording.statistics import norm_ratios, step_sums, token_norms, transition_sums
+
+
+def seeded() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
 
 
 def tensors(dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    previous, current = torch.randn(2, 3, 1, 4, 50, 6, generator=generator).to(dtype)
+    previous, current = torch.randn(2, 3, 1, 4, 50, 6, generator=seeded()).to(dtype)
     return previous, current
 
 
@@ -25,12 +29,6 @@ def test_sums_are_those_of_float64(dtype: torch.dtype) -> None:
     pair = np.stack([abs(d).sum(1), (d**2).sum(1), (x * y).sum(1), np.full(3, 1200.0)], 1)
     np.testing.assert_allclose(step_sums(current).numpy(), step, rtol=1e-6)
     np.testing.assert_allclose(transition_sums(previous, current).numpy(), pair, rtol=1e-6, atol=1e-4)
-
-
-def test_what_does_not_change_is_known_without_summing() -> None:
-    _, current = tensors()
-    found = unchanged(step_sums(current))
-    torch.testing.assert_close(found, transition_sums(current, current), rtol=1e-12, atol=0)
 
 
 def test_views_give_the_sums_of_copies() -> None:
@@ -78,36 +76,77 @@ def test_fast_sums_are_the_plain_ones(layout: str, dtype: torch.dtype, monkeypat
     assert none is None
 
 
-@pytest.mark.parametrize("layout", ["as it lies", "heads apart", "part of the tokens"])
-def test_compiled_sums_are_the_plain_ones(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While everything else runs as it is written, as it does within a recorder."""
-    assert compiled.usable(), "the tests need a C++ compiler"
-    monkeypatch.setattr(compiled, "LARGE", 1)
-    generator = torch.Generator().manual_seed(0)
-    previous, current = torch.randn(2, 2, 1, 4, 160, 64, generator=generator)
-    previous, current = (LAYOUTS[layout](t) for t in (previous, current))
-    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
-        first, none = compiled.measure(current, None)
-        found = compiled.measure(current, previous)
-        current[0, 0, 1, 3, 3] = torch.inf
-        assert compiled.measure(current, previous) is None, "what is not finite is told apart in the slow way"
-        current[0, 0, 1, 3, 3] = 1.0
-        expected = step_sums(current), transition_sums(previous, current)
-        torch.testing.assert_close(compiled.measure(current, previous), expected, rtol=5e-7, atol=1e-4)
-    torch.testing.assert_close(first, found[0], rtol=5e-7, atol=1e-4)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("kept", ["apart", "over the step before", "nowhere"])
+def test_compiled_sums_are_the_plain_ones(layout: str, kept: str) -> None:
+    assert compiled.usable(), "the tests need a C compiler"
+    previous, current = (LAYOUTS[layout](t) for t in torch.randn(2, 2, 2, 4, 160, 64, generator=seeded()))
+    own = torch.empty_like(current).copy_(previous)  # as a history keeps it
+    keep = {"apart": torch.empty_like(current), "over the step before": own, "nowhere": None}[kept]
+    (first, none), (steps, changes) = compiled.measure(current, None), compiled.measure(current, own, keep)
+    torch.testing.assert_close(steps, step_sums(current), rtol=2e-7, atol=0)
+    assert torch.equal(first, steps)
+    torch.testing.assert_close(changes, transition_sums(previous, current), rtol=2e-7, atol=1e-4)
     assert none is None
+    assert keep is None or torch.equal(keep, current)
 
 
-def test_small_or_odd_activations_are_not_worth_compiling() -> None:
-    assert compiled.measure(torch.zeros(1, 1, 1, 100, 100), None) is None
-    assert compiled.measure(torch.zeros(1, 1, 1, 1, 131071), None) is None, "a prime number of elements"
+@pytest.mark.parametrize("turned", [False, True])
+def test_compiled_norms_are_the_plain_ones(turned: bool) -> None:
+    previous, current = torch.randn(2, 2, 1, 1, 50, 24, generator=seeded())
+    if turned:
+        previous, current = (t.mT.contiguous().mT for t in (previous, current))
+    previous[0, 0, 0, 3], current[1, 0, 0, 7, 5] = 0.0, torch.nan
+    norms = [token_norms(previous), token_norms(current)]
+    found = [compiled.token_norms(previous), compiled.token_norms(current)]
+    torch.testing.assert_close(found, norms, equal_nan=True)
+    torch.testing.assert_close(compiled.norm_ratios(*found), norm_ratios(*norms), rtol=1e-6, atol=0)
+    assert compiled.token_norms(torch.ones(1, 2, 1, 3, 4)) is None, "folded"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_elements_are_picked_out_of_any_layout(dtype: torch.dtype) -> None:
+    x = torch.randn(2, 3, 1, 4, 50, 6, generator=seeded()).to(dtype)[0].transpose(2, 3)[:, :, 10:]
+    axes = tuple(torch.randint(0, size, (20,), generator=seeded()) for size in x.shape[1:])
+    assert torch.equal(picked(x, offsets(x, axes)), torch.stack([part[axes] for part in x]))
+    assert picked(x, offsets(x, tuple(axis[:0] for axis in axes))).shape == (3, 0)
+
+
+def test_compiled_sums_do_not_depend_on_the_number_of_threads() -> None:
+    previous, current = torch.randn(2, 2, 1, 4, 300, 64, generator=seeded())
+    threads = torch.get_num_threads()
+    try:
+        one, two = (torch.set_num_threads(n) or compiled.measure(current, previous) for n in (1, 2))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(map(torch.equal, one, two))
+
+
+def test_compiled_sums_are_not_for_all() -> None:
+    previous, current = tensors(torch.bfloat16)
+    assert compiled.measure(current, previous) is None
+    previous, current = tensors()
+    assert compiled.measure(current, previous[:, :, :, :40]) is None, "another shape"
+    assert compiled.measure(current[..., ::2], None) is None, "no two elements lie together"
+    assert compiled.measure(torch.zeros(2, 1, 1, 0, 4), None) is None
+
+
+@pytest.mark.parametrize("compiler", ["false", "no-such-compiler"])
+def test_without_a_compiler_the_plain_way_is_taken(compiler: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC", compiler)
+    compiled.library.cache_clear()
+    try:
+        assert not compiled.usable() and compiled.measure(torch.ones(1, 1, 1, 2, 2), None) is None
+    finally:
+        compiled.library.cache_clear()
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-def test_fast_sums_leave_out_what_is_not_finite(bad: float) -> None:
+@pytest.mark.parametrize("way", [chunked, compiled])
+def test_fast_sums_leave_out_what_is_not_finite(way: Any, bad: float) -> None:
     previous, current = tensors()
     current[1, 0, 2, 7, 3], previous[2, 0, 0, 0, 0] = bad, bad
-    sums, changes = chunked.measure(current, previous)
+    sums, changes = way.measure(current, previous)
     torch.testing.assert_close(sums, step_sums(current), rtol=2e-7, atol=0)
     torch.testing.assert_close(changes, transition_sums(previous, current), rtol=2e-7, atol=1e-5)
     assert sums[:, 4].tolist() == [0, 1, 0] and changes[:, 3].tolist() == [1200, 1199, 1199]
@@ -115,8 +154,7 @@ def test_fast_sums_leave_out_what_is_not_finite(bad: float) -> None:
 
 def test_large_tensors_are_summed_without_loss() -> None:
     """BLAS would be 1e-6 off here, and 1 - cosine of neighbouring steps may be smaller than that."""
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(1, 1, 1, 4000, 256, generator=generator).bfloat16()
+    x = torch.randn(1, 1, 1, 4000, 256, generator=seeded()).bfloat16()
     y = (x.float() * 1.01).bfloat16()
     sums, changes = chunked.measure(y, x)
     x8, y8 = x.double(), y.double()

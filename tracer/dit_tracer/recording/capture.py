@@ -65,7 +65,8 @@ class Capture:
         self.sites = find_attention(networks, attention)
         self.feed_forward = find_feed_forward(networks, self.sites) if "f" in kinds else []
         self._at = {site.module: site for site in (*self.sites, *self.feed_forward)}
-        self._reader = Reader(clock, {name: type(network).__name__ for name, network in networks.items()})
+        classes = {name: type(network).__name__ for name, network in networks.items()}
+        self._reader = Reader(clock, classes, kinds)
         self._parameters = {site.module: _parameters(site.module) for site in self.sites}
         self.fired: dict[str, Site] = {}
         self.on_layer: Callable[[Site, Tensor], None] | None = None
@@ -173,8 +174,7 @@ class Capture:
                 f"{frame.site.name}: K or V was changed in place after the attention; it cannot be traced"
             )
         for stream, kind, tensor, lengths in self._reader.read(frame, output):
-            if kind in self._kinds:
-                self._sink(frame.site.name, stream, kind, tensor, lengths)
+            self._sink(frame.site.name, stream, kind, tensor, lengths)
         self.fired[frame.site.name] = frame.site
         if self.on_layer is not None:
             self.on_layer(frame.site, frame.hidden)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,7 +37,7 @@ def measure(x: Tensor, previous: Tensor | None) -> tuple[Tensor, Tensor | None]:
     Args:
         x, previous: Activations of shape (group, ...), of any strides.
     """
-    xs, before = as_rows(x, previous)
+    xs, before = as_rows(x, previous) or [None if t is None else t.reshape(len(x), 1, -1) for t in (x, previous)]
     rows = [_group_sums(xs[group], None if before is None else before[group]) for group in range(len(x))]
     sums, size = torch.tensor(rows, dtype=torch.float64), xs[0].numel()
     steps = torch.cat([sums[:, :3], size - sums[:, 3:4], sums[:, 3:4]], dim=1)
@@ -81,28 +82,27 @@ def _careful_sums(now: Tensor, before: Rows) -> list[float]:
     return [sum_abs, square, largest, bad, *changes, now.numel() - pairs]
 
 
-def as_rows(x: Tensor, previous: Rows) -> tuple[Tensor, Rows]:
-    """Both as (group, row, element), elements in the order in which x lies in memory; not copied, if that can be.
+def as_rows(x: Tensor, *others: Rows) -> list[Any] | None:
+    """All as (group, row, element), elements in the order in which x lies in memory; None if that needs a copy.
 
-    Sums do not depend on the order of elements, only on the same order in both.
+    Sums do not depend on the order of elements, only on the same order in all.
     """
     order = sorted(range(1, x.ndim), key=lambda axis: -x.stride(axis))
-    both = [None if t is None else t.permute(0, *order) for t in (x, previous)]
+    tensors = [None if t is None else t.permute(0, *order) for t in (x, *others)]
     for start in range(1, x.ndim):
-        rows = [None if t is None else _merged(t, start) for t in both]
-        if rows[0] is not None and (previous is None or rows[1] is not None):
-            return rows[0], rows[1]
-    return x.reshape(len(x), 1, -1), None if previous is None else previous.reshape(len(x), 1, -1)
+        rows = [None if t is None else _merged(t, start) for t in tensors]
+        if all(t is None or row is not None for t, row in zip(tensors, rows)):
+            return rows
+    return None
 
 
 def _merged(x: Tensor, start: int) -> Rows:
-    """(group, row, element), the axes from `start` on being the element; None if that needs a copy."""
-    if x.stride(-1) != 1 and x.shape[-1] > 1:
-        return None
+    """(group, row, element), the axes from `start` on being the element; None if that needs a copy or leaves gaps."""
     try:
-        return x.view(len(x), math.prod(x.shape[1:start]), math.prod(x.shape[start:]))
+        rows = x.view(len(x), math.prod(x.shape[1:start]), math.prod(x.shape[start:]))
     except RuntimeError:
         return None
+    return rows if rows.stride(2) == 1 or rows.shape[2] == 1 else None
 
 
 def _pieces(rows: int, length: int, size: int) -> Iterator[tuple[slice, slice]]:

@@ -1,13 +1,17 @@
-"""The sums of `statistics`, on a CPU with a C++ compiler: torch.compile makes one loop of them, as fast as memory is.
+"""The numbers of `statistics` on a CPU with a C compiler: one loop, `sums.c`, as fast as memory is.
 
-Worth its few seconds of compilation for large models only. `chunked` needs no compiler, and takes twice as long.
+It is built in a moment, when first used. Without a compiler `chunked` gives the same numbers in three times the time.
 """
 
 from __future__ import annotations
 
+import ctypes
 import functools
-import math
-import warnings
+import os
+import subprocess
+import tempfile
+from ctypes import c_int, c_ssize_t, c_void_p
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,95 +19,110 @@ from torch import Tensor
 
 from dit_tracer.recording.chunked import as_rows
 
-WORTH = 1 << 24
-"""Parameters of a model from which on compiling pays. The model alone decides, so that runs repeat to the bit."""
+SOURCE = Path(__file__).with_name("sums.c")
 
-LARGE = 1 << 14
-"""Elements of an activation from which on a call pays."""
+OPTIONS = (
+    ["-O3", "-march=native", "-fopenmp"],
+    ["-O3", "-mcpu=native", "-fopenmp"],
+    ["-O3", "-fopenmp-simd"],
+)
+"""Of the compiler, from fast to modest; it fails at what it does not know."""
 
-LONGEST, SHORTEST = 2048, 256
-"""Elements summed in float32 before float64 takes over: a divisor of the row's length between these."""
 
-
-def measure(x: Tensor, previous: Tensor | None) -> tuple[Tensor, Tensor | None] | None:
+def measure(x: Tensor, previous: Tensor | None, keep: Tensor | None = None) -> tuple[Tensor, Tensor | None] | None:
     """Step sums of x and transition sums from previous to x, as `statistics` gives them.
 
-    None if x is none for this: too small, of a length that has no good parts, or not finite.
+    None, and nothing is kept, if they are not float32 of one shape, or do not lie in memory row by row, or if there is
+    no compiler.
 
     Args:
         x, previous: Activations of shape (group, ...).
+        keep: Where to copy x on the way; may be the memory of `previous`.
     """
-    if x.numel() < LARGE or not usable():
+    tensors = [x, previous, keep]
+    if not all(t is None or t.dtype == torch.float32 and t.shape == x.shape for t in tensors) or not _is_ours(x):
         return None
-    now, before = as_rows(x, previous)
-    length = _divisor(now.shape[2])
-    if length is None:
+    plan = _plan(x.shape, *(None if t is None else t.stride() for t in tensors)) if x.numel() else None
+    if plan is None:
         return None
-    try:
-        with torch.compiler.set_stance("default"):  # a recorder makes everything else run as it is written
-            partial = _compiled()(
-                now.unflatten(2, (-1, length)), None if before is None else before.unflatten(2, (-1, length))
-            )
-    except _limit():  # more layouts than torch.compile keeps apart
+    shape, strides = plan
+    work = torch.empty(library().room(shape), dtype=torch.uint8)
+    steps = torch.empty(len(x), 5, dtype=torch.float64)
+    changes = None if previous is None else torch.empty(len(x), 4, dtype=torch.float64)
+    now, before, kept, *results = (0 if t is None else t.data_ptr() for t in (*tensors, work, steps, changes))
+    library().measure(now, before, kept, shape, strides, torch.get_num_threads(), *results)
+    return steps, changes
+
+
+def picked(x: Tensor, at: Tensor) -> Tensor | None:
+    """As `picking.picked`."""
+    if not _is_ours(x):
         return None
-    sums = partial.sum((2, 3), dtype=torch.float64).T.tolist()
-    if not all(math.isfinite(number) for row in sums for number in row):
+    found = torch.empty(at.shape)
+    library().pick(x.data_ptr(), at.data_ptr(), at.numel(), found.data_ptr())
+    return found
+
+
+def token_norms(x: Tensor) -> Tensor | None:
+    """As `statistics.token_norms`, of a state that is not folded."""
+    if not _is_ours(x) or x.shape[1:-2].numel() != 1:
         return None
-    largest, count = partial[2].amax((1, 2)).tolist(), float(now[0].numel())
-    steps = [[row[0], row[1], most, count, 0.0] for row, most in zip(sums, largest)]
-    changes = [[*row[3:], count] for row in sums]
-    return _tensor(steps), None if previous is None else _tensor(changes)
+    found = torch.empty(len(x), x.shape[-2])
+    shape, strides = ((c_ssize_t * 3)(one[0], *one[-2:]) for one in (x.shape, x.stride()))
+    library().norms(x.data_ptr(), shape, strides, torch.get_num_threads(), found.data_ptr())
+    return found
 
 
-def _sums(now: Tensor, before: Tensor | None) -> Tensor:
-    """Of every piece: sum |x|, sum x^2, max |x| and, with a `before`, sum |d|, sum d^2, sum of products.
-
-    Args:
-        now, before: (group, row, piece, element).
-
-    Returns:
-        (number, group, row, piece).
-    """
-    x = now.float()
-    size = x.abs()
-    columns = [size.sum(3), (x * x).sum(3), size.amax(3)]
-    if before is not None:
-        y = before.float()
-        change = x - y
-        columns += [change.abs().sum(3), (change * change).sum(3), (x * y).sum(3)]
-    return torch.stack(columns)
+def norm_ratios(previous: Tensor, current: Tensor) -> Tensor | None:
+    """As `statistics.norm_ratios`."""
+    if not _is_ours(current):
+        return None
+    found = torch.empty(len(current), 2, dtype=torch.float64)
+    library().ratios(previous.data_ptr(), current.data_ptr(), *current.shape, found.data_ptr())
+    return found
 
 
-def _tensor(rows: list[list[float]]) -> Tensor:
-    return torch.tensor(rows, dtype=torch.float64)
+def _is_ours(x: Tensor) -> bool:
+    return x.dtype == torch.float32 and x.device.type == "cpu" and library() is not None
 
 
-@functools.cache
-def _compiled() -> Any:
-    return torch.compile(_sums, dynamic=True, fullgraph=True)
-
-
-@functools.cache
 def usable() -> bool:
-    """Whether torch.compile works on this machine; tried on a few numbers."""
-    x = (torch.arange(2.0 * LONGEST) % 7).view(1, 1, 2, LONGEST)
-    try:
-        with torch.compiler.set_stance("default"), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            found = _compiled()(x, x.clone())
-        return torch.equal(found, _sums(x, x))
-    except Exception:  # compilers fail in many ways
-        return False
+    """Whether there is a compiler, and what it makes works."""
+    return library() is not None
+
+
+@functools.lru_cache(256)
+def _plan(shape: torch.Size, *strides: tuple[int, ...] | None) -> tuple[Any, Any] | None:
+    """Groups, rows and elements of a row; strides of group and row, of each tensor. None if there are no such rows."""
+    tensors = [None if one is None else torch.empty_strided(shape, one, device="meta") for one in strides]
+    rows = as_rows(*tensors)
+    if rows is None:
+        return None
+    lengths = [stride for one in rows for stride in (one.stride()[:2] if one is not None else (0, 0))]
+    return (c_ssize_t * 3)(*rows[0].shape), (c_ssize_t * 6)(*lengths)
 
 
 @functools.cache
-def _limit() -> type[Exception]:
-    """What torch.compile raises at its limit; the import takes a second, so it waits until something is compiled."""
-    from torch._dynamo.exc import FailOnRecompileLimitHit
+def library() -> Any:
+    """`sums.c`, built and tried; None if that cannot be."""
+    for options in OPTIONS:
+        with tempfile.TemporaryDirectory(prefix="dit-trace-") as folder:
+            target = Path(folder) / "sums.so"
+            command = [os.environ.get("CC", "cc"), *options, "-shared", "-fPIC", "-o", target, SOURCE, "-lm"]
+            try:
+                subprocess.run(command, check=True, capture_output=True, timeout=60)
+                return _declared(ctypes.CDLL(str(target)))
+            except (OSError, subprocess.SubprocessError):  # no compiler, another one, a folder without execution
+                continue
+    return None
 
-    return FailOnRecompileLimitHit
 
-
-def _divisor(length: int) -> int | None:
-    """The largest part of a row that fits into it whole."""
-    return next((part for part in range(min(LONGEST, length), SHORTEST - 1, -1) if length % part == 0), None)
+def _declared(library: Any) -> Any:
+    library.room.argtypes, library.room.restype = [c_void_p], c_ssize_t
+    library.measure.argtypes = [*[c_void_p] * 5, c_int, *[c_void_p] * 3]
+    library.pick.argtypes = [c_void_p, c_void_p, c_ssize_t, c_void_p]
+    library.norms.argtypes = [c_void_p, c_void_p, c_void_p, c_int, c_void_p]
+    library.ratios.argtypes = [c_void_p, c_void_p, c_ssize_t, c_ssize_t, c_void_p]
+    for function in (library.measure, library.pick, library.norms, library.ratios):
+        function.restype = None
+    return library

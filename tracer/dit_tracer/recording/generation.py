@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -130,8 +130,7 @@ class Places:
         return arrays
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """The part of a result that belongs to one branch: rows from `start` on, one for each image."""
 
     result: Arrival
@@ -164,11 +163,12 @@ class Samples:
 
     def __getitem__(self, at: tuple[int, ...]) -> NDArray[np.float32]:
         """(position, step) of one prompt, branch, kind and layer."""
+        rows = self._rows.get(at[1:], {})
+        kept = _numpy(rows, self._image) if rows else np.empty((0, 0), "f4")
+        if kept.shape == self.shape[-2:]:
+            return kept  # steps come in order
         found = np.full(self.shape[-2:], np.nan, "f4")
-        rows = self._rows.get(at[1:])
-        if rows:
-            kept = _numpy(rows, self._image)
-            found[: len(kept), list(rows)] = kept
+        found[: len(kept), list(rows)] = kept
         return found
 
 
@@ -193,7 +193,10 @@ class Generation:
         self._transfer.flush()
 
     def series(self, key: Key, branch: str, dtype: torch.dtype) -> Series:
-        return self._series.setdefault((key, branch), Series(dtype))
+        series = self._series.get((key, branch))
+        if series is None:
+            series = self._series[key, branch] = Series(dtype)
+        return series
 
     def branch_products(self, key: Key, pair: str) -> dict[int, Row]:
         """Products of two branches by step."""
@@ -308,6 +311,9 @@ def positions_of(trace: Trace) -> dict[Key, Positions]:
 
 
 def _numpy(rows: dict[int, Row], image: int) -> Any:
-    """The rows of one image, steps last; bfloat16 and float16 become float32 without loss."""
-    stacked = torch.stack([row.tensor(image) for row in rows.values()], dim=-1)
-    return (stacked if stacked.dtype == torch.float64 else stacked.float()).numpy()
+    """The rows of one image, steps last; bfloat16 and float16 become float32 without loss.
+
+    Put together by numpy, in one thread: the model needs torch's threads meanwhile.
+    """
+    tensors = [row.tensor(image) for row in rows.values()]
+    return np.stack([(t if t.dtype == torch.float64 else t.float()).numpy() for t in tensors], axis=-1)

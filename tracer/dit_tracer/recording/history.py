@@ -73,8 +73,9 @@ class History:
             self._kept[place] = _Kept(step, part)
             return Pair(before, part)
         if self._previous == "host" or x.device.type == "cpu" and not self._by_reference:
-            own = self._memory(last, x)
-            self._kept[place] = _Kept(step, own)
+            if last is None or last.tensor.shape != x.shape or last.tensor.dtype != x.dtype:
+                last = self._kept[place] = _Kept(step, _likewise(x))
+            last.step, own = step, last.tensor
             if before is not None and before.device != x.device:
                 before = torch.empty_like(x).copy_(before, non_blocking=True)
             return Pair(before, x, own)
@@ -106,14 +107,6 @@ class History:
             kept, watched = (tensor.clone() if last is None else tensor), tensor
         self._kept[place] = _Kept(step, kept, watched, _version(watched))
 
-    @staticmethod
-    def _memory(last: _Kept | None, x: Tensor) -> Tensor:
-        """Memory of the host that x fits into, laid out likewise; that of the step before if possible."""
-        if last is not None and last.tensor.shape == x.shape and last.tensor.dtype == x.dtype:
-            return last.tensor
-        with torch.inference_mode(False):
-            return torch.empty_like(x, device="cpu", pin_memory=x.is_cuda)
-
     def _part(self, x: Tensor) -> Tensor:
         """(group, element) of the held positions, which are the same for all activations of one shape."""
         layout = x.device, x.shape, x.stride()
@@ -124,6 +117,12 @@ class History:
             axes = token // tokens, channel // width, token % tokens, channel % width
             self._held[layout] = offsets(x, axes)
         return picked(x, self._held[layout])
+
+
+def _likewise(x: Tensor) -> Tensor:
+    """Memory of the host that x fits into, laid out as x is."""
+    with torch.inference_mode(False):
+        return torch.empty_like(x, device="cpu", pin_memory=x.is_cuda)
 
 
 def _version(tensor: Tensor) -> int:

@@ -14,7 +14,7 @@ from dit_tracer.recording.generation import Generation, Key, Places, Row, Series
 from dit_tracer.recording.history import History, Pair
 from dit_tracer.recording.settings import What
 from dit_tracer.recording.sites import UnsupportedError
-from dit_tracer.recording.statistics import norm_ratios, products, token_norms, unchanged
+from dit_tracer.recording.statistics import norm_ratios, products, token_norms
 
 
 class Meter:
@@ -23,13 +23,11 @@ class Meter:
     Keeps the activations of the step before, and of steps whose products with later ones were asked for.
     """
 
-    def __init__(self, clock: Clock, what: What, num_parameters: int = 0) -> None:
+    def __init__(self, clock: Clock, what: What) -> None:
         self._clock = clock
         self._what = what
-        self._compiles = num_parameters >= compiled.WORTH
         self._history = History(what.previous)
         self._norms: dict[Any, tuple[int, Tensor]] = {}
-        self._sums: dict[Any, Tensor] = {}
         self._anchors: dict[Any, Tensor] = {}
         self._generation: Generation | None = None
 
@@ -40,7 +38,6 @@ class Meter:
         self._generation = None
         self._history.end()
         self._norms.clear()
-        self._sums.clear()
         self._anchors.clear()
 
     def close(self) -> None:
@@ -63,12 +60,7 @@ class Meter:
         missing = None if lengths is None else _missing(x, lengths)
         place = (key, branches, self._clock.network if stream == STACK else "")  # two networks have nothing to compare
         pair = self._history.swap(place, step, x)
-        whole = pair.now is x and missing is None
-        if whole and x.device.type == "cpu" and _constant(pair, self._sums.get(place)):
-            sums, changes = self._sums[place], unchanged(self._sums[place])
-        else:
-            sums, changes = self._measured(x, pair, missing)
-        self._sums[place] = sums
+        sums, changes = _measured(x, pair, missing)
         if stream == STACK:
             changes = self._with_ratios(place, step, x, changes)
         send, images = self._generation.send, len(x) // len(branches)
@@ -87,30 +79,14 @@ class Meter:
 
     def _with_ratios(self, place: Any, step: int, x: Tensor, changes: Tensor | None) -> Tensor | None:
         """The stack's transition sums, which have two columns more."""
-        before, norms = self._norms.get(place), token_norms(x)
+        before, norms = self._norms.get(place), compiled.token_norms(x)
+        if norms is None:
+            norms = token_norms(x)
         self._norms[place] = step, norms
         if changes is None or before is None or before[0] != step - 1:
             return changes
-        return torch.cat([changes, norm_ratios(before[1], norms)], dim=1)
-
-    def _measured(self, x: Tensor, pair: Pair, missing: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Step sums of an activation, and transition sums of what it is to be compared with, if there is that."""
-        if missing is not None:
-            steps = statistics.step_sums(x, missing)
-            found = steps, None if pair.before is None else statistics.transition_sums(pair.before, pair.now)
-        else:
-            found = self._fast(x, pair.before if pair.now is x else None)
-            if pair.now is not x and pair.before is not None:
-                found = found[0], self._fast(pair.now, pair.before)[1]
-        if pair.keep is not None:
-            pair.keep.copy_(x, non_blocking=True)
-        return found
-
-    def _fast(self, x: Tensor, previous: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Both sums, in the fastest way that there is on the device."""
-        if x.device.type == "cpu":
-            return self._compiles and compiled.measure(x, previous) or chunked.measure(x, previous)
-        return (fused if fused.usable(x.device) else statistics).measure(x, previous)
+        ratios = compiled.norm_ratios(before[1], norms)
+        return torch.cat([changes, norm_ratios(before[1], norms) if ratios is None else ratios], dim=1)
 
     def _multiply_halves(self, key: Key, step: int, branches: tuple[str, ...], x: Tensor) -> None:
         """Products of cond and uncond, which come in one batch or one after the other."""
@@ -137,13 +113,28 @@ class Meter:
             self._anchors[place, step] = x.clone()
 
 
-def _constant(pair: Pair, sums: Tensor | None) -> bool:
-    """Whether all is finite and as it was a step before, as keys of a text are in cross-attention; soon seen if not.
+def _measured(x: Tensor, pair: Pair, missing: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Step sums of an activation, and transition sums of what it is to be compared with, if there is that."""
+    if missing is not None:
+        found = statistics.step_sums(x, missing), None
+        if pair.before is not None:
+            found = found[0], statistics.transition_sums(pair.before, pair.now)
+    elif pair.now is not x:
+        found = _fast(x, None)[0], None if pair.before is None else _fast(pair.now, pair.before)[1]
+    elif x.device.type == "cpu" and (kept := compiled.measure(x, pair.before, pair.keep)):
+        return kept
+    else:
+        found = _fast(x, pair.before)
+    if pair.keep is not None:
+        pair.keep.copy_(x, non_blocking=True)
+    return found
 
-    Args:
-        sums: Step sums of the step before.
-    """
-    return pair.before is not None and sums is not None and not sums[:, 4].any() and torch.equal(pair.before, pair.now)
+
+def _fast(x: Tensor, previous: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Both sums, in the fastest way that there is on the device."""
+    if x.device.type == "cpu":
+        return compiled.measure(x, previous) or chunked.measure(x, previous)
+    return (fused if fused.usable(x.device) else statistics).measure(x, previous)
 
 
 def _missing(x: Tensor, lengths: list[int]) -> Tensor:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dit_tracer.recording import compiled
+
 
 def offsets(x: Tensor, axes: tuple[Tensor, ...]) -> Tensor:
     """Places in memory of some elements of every group, (group, position), counted from the first element.
@@ -20,5 +22,10 @@ def offsets(x: Tensor, axes: tuple[Tensor, ...]) -> Tensor:
 
 def picked(x: Tensor, at: Tensor) -> Tensor:
     """The elements at these offsets, of their shape."""
+    if not at.numel():
+        return x.new_empty(at.shape)
+    found = compiled.picked(x, at)
+    if found is not None:
+        return found
     extent = 1 + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride()))
     return x.as_strided((extent,), (1,)).index_select(0, at.flatten()).view(at.shape)

@@ -43,10 +43,12 @@ class Reader:
 
     Args:
         classes: Class of each network, by the name of its component.
+        kinds: What is wanted of k, v, q, o and a.
     """
 
-    def __init__(self, clock: Clock, classes: dict[str, str]) -> None:
+    def __init__(self, clock: Clock, classes: dict[str, str], kinds: tuple[str, ...]) -> None:
         self._clock = clock
+        self._kinds = kinds
         self._classes = classes
         self._tokens: dict[str, Tokens] = {}
 
@@ -58,14 +60,14 @@ class Reader:
         return self._tokens.get(self._clock.network, Tokens((("latent", latent),)))
 
     def read(self, frame: Frame, output: Any) -> Iterator[Activation]:
-        """Everything a layer computed."""
+        """Everything wanted that a layer computed."""
         site = frame.site
         if site.type == "linear":
             missing = {"k", "v"} - set(frame.projected)
             if missing:
                 raise UnsupportedError(f"{site.name}: linear attention without to_k and to_v of its own (fused?)")
             outputs = frame.projected | {"a": as_tokens(_main(output))}
-            yield from (("latent", kind, tensor, None) for kind, tensor in outputs.items())
+            yield from (("latent", kind, tensor, None) for kind, tensor in outputs.items() if kind in self._kinds)
         elif self._one_by_one(frame):
             yield from self._read_ragged(frame, output)
         else:
@@ -87,16 +89,19 @@ class Reader:
             "k": (call.key, keys),
             "v": (call.value, keys),
             "q": (call.query, queries),
-            "o": (self._heads(frame, call), queries),
         }
-        for name, (tensor, parts) in sides.items():
+        if "o" in self._kinds:
+            sides["o"] = self._heads(frame, call), queries
+        for name in self._wanted(*sides):
+            tensor, parts = sides[name]
             yield from ((stream, name, part, None) for stream, part in split(tensor, 2, parts))
         for stream, extra in self._further(frame, call):
-            yield from ((stream, name, tensor, None) for name, tensor in (("k", extra.key), ("v", extra.value)))
-        if frame.picture:
-            output = flattened(_main(output))
-        for stream, part in self._outputs(output, keys if together else ((a, 0),)):
-            yield stream, "a", part, None
+            found = {"k": extra.key, "v": extra.value}
+            yield from ((stream, name, found[name], None) for name in self._wanted(*found))
+        if "a" in self._kinds:
+            whole = flattened(_main(output)) if frame.picture else output
+            for stream, part in self._outputs(whole, keys if together else ((a, 0),)):
+                yield stream, "a", part, None
 
     def _read_ragged(self, frame: Frame, output: Any) -> Iterator[Activation]:
         """Elements of the batch attended one by one, each with its own number of text tokens (Mochi)."""
@@ -107,16 +112,20 @@ class Reader:
         self._tokens[self._clock.network] = joined(latent, frame.text, first)
         parts = [joined(latent, length, first).parts for length in lengths]
         sides = {"k": "key", "v": "value", "q": "query", "o": "output"}
-        for name in sides:
+        for name in self._wanted(*sides):
             tensors = [getattr(call, sides[name]) for call in frame.calls]
             for stream, (tensor, _) in ragged(tensors, parts).items():
                 yield stream, name, tensor, None if stream == "latent" else lengths
-        latents, texts = output
-        yield "latent", "a", latents, None
-        if texts is not None:
-            pieces = [text[None, None, :n] for text, n in zip(texts, lengths)]
-            padded, _ = ragged(pieces, [(("text", n),) for n in lengths])["text"]
-            yield "text", "a", padded.squeeze(1), lengths
+        if "a" in self._kinds:
+            latents, texts = output
+            yield "latent", "a", latents, None
+            if texts is not None:
+                pieces = [text[None, None, :n] for text, n in zip(texts, lengths)]
+                padded, _ = ragged(pieces, [(("text", n),) for n in lengths])["text"]
+                yield "text", "a", padded.squeeze(1), lengths
+
+    def _wanted(self, *kinds: str) -> list[str]:
+        return [kind for kind in kinds if kind in self._kinds]
 
     def _one_by_one(self, frame: Frame) -> bool:
         """Whether the elements of the batch were attended apart, each with its own text tokens."""

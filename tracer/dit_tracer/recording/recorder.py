@@ -113,8 +113,7 @@ class Recorder:
         self._clock = Clock(pipeline, networks)
         self._clock.on_step = self._on_step
         self._writer = Background()
-        size = sum(weight.numel() for network in networks.values() for weight in network.parameters())
-        self._meter = Meter(self._clock, what, size)
+        self._meter = Meter(self._clock, what)
         self._capture = Capture(networks, self._clock, self._meter.on_activation, self._kinds, what.attention)
         stack = functools.partial(Stack, networks, self._capture, self._clock, self._meter.on_state, what.boundaries)
         self._stack = stack() if what.stack else None

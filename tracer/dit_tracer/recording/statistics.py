@@ -42,12 +42,6 @@ def transition_sums(previous: Tensor, current: Tensor) -> Tensor:
     return torch.stack(columns, dim=1)
 
 
-def unchanged(sums: Tensor) -> Tensor:
-    """Transition sums where both steps are equal and finite, from the step sums of one."""
-    zeros = torch.zeros_like(sums[:, :2])
-    return torch.cat([zeros, sums[:, 1:2], sums[:, 3:4]], dim=1)
-
-
 def products(one: Tensor, other: Tensor) -> Tensor:
     """Per group: sum of one * other over the elements in which both are finite, as float64 (group)."""
     axes = tuple(range(1, one.ndim))
