@@ -74,7 +74,7 @@ def figures(traces: tuple[Path, ...], output: Path, source: str, dask: str | Non
     from dit_analyzer.show.tables import headline
 
     makers = {"redundancy": draw.redundancy, "heatmap": draw.heatmap}
-    stems = [path.resolve().stem for path in traces]
+    stems = [path.resolve().name.removesuffix(".trace").removesuffix(".h5") for path in traces]
     if len(set(stems)) < len(stems):
         raise click.UsageError("two of the traces have the same name; draw them into two folders")
     for stem in stems:
@@ -156,3 +156,7 @@ def _progress(length: int) -> Iterator[Callable[[], object]]:
         return
     with click.progressbar(length=length, file=sys.stderr) as bar:
         yield lambda: bar.update(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -60,7 +60,7 @@ def check(path: str | Path) -> Health:
         raise TraceError(f"{path}: not a trace, for the folder holds no shard; dit-trace run writes traces")
     for shard in paths:
         try:
-            _read_whole(shard, health)
+            _read_whole(shard, health, path.is_dir())
         except TraceError as error:
             health.problems.append(str(error))
     if not health.problems:
@@ -69,12 +69,19 @@ def check(path: str | Path) -> Health:
         except TraceError as error:
             health.problems.append(str(error))
         else:
-            health.asked, health.failures = trace.num_asked, trace.failures
+            health.asked = max(health.asked, trace.num_asked)
+    if path.is_dir():
+        health.asked = max(health.asked, health.prompts)
+        health.failures = sorted(path.glob("*.failed"))
     return health
 
 
-def _read_whole(path: Path, health: Health) -> None:
-    """Read all arrays of a shard, and count it."""
+def _read_whole(path: Path, health: Health, of_many: bool) -> None:
+    """Read all arrays of a shard, and count it.
+
+    Args:
+        of_many: Whether it is one of a folder, and not a file for itself, which may be a copy of one shard.
+    """
     nonfinite = 0
     with ShardFile(path) as shard:
         shard.timing()
@@ -90,3 +97,6 @@ def _read_whole(path: Path, health: Health) -> None:
     health.nonfinite += nonfinite
     health.shards += 1
     health.prompts += len(shard.prompts)
+    asked = shard.run.provenance.get("num_prompts")
+    if isinstance(asked, int) and of_many:
+        health.asked = max(health.asked, asked)

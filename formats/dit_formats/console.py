@@ -21,9 +21,13 @@ class Program(click.Group):
     interrupted = ("stopped", 130)
     """What to say after Ctrl-C, and the exit code."""
 
-    def main(self, *args: Any, standalone_mode: bool = True, **kwargs: Any) -> Any:
+    alone = False
+    """Whether the process was started as this command, and ends with it."""
+
+    def main(self, args: Any = None, *more: Any, standalone_mode: bool = True, **kwargs: Any) -> Any:
+        self.alone = standalone_mode and args is None
         try:
-            result = super().main(*args, standalone_mode=False, **kwargs)
+            result = super().main(args, *more, standalone_mode=False, **kwargs)
         except click.exceptions.Abort:
             code = self._say(*self.interrupted)
         except click.UsageError as error:

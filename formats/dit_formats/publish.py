@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import BufferedRandom
 from pathlib import Path
 
@@ -28,7 +28,8 @@ def published(path: Path, *, replace: bool = False) -> Iterator[BufferedRandom]:
         error.filename = str(path)
         raise
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # a read-only disk, which holds no such file
+            partial.unlink()
     _sync_folder(path.parent)
 
 

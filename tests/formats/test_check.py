@@ -40,6 +40,14 @@ def test_damage_is_named_and_the_rest_still_looked_at(trace_folder: Path) -> Non
     assert health.shards == 1
 
 
+def test_damage_hides_nothing_else(trace_folder: Path) -> None:
+    first, *_ = sorted(trace_folder.glob("*.h5"))
+    first.write_bytes(first.read_bytes()[:1000])
+    note = write_failure(trace_folder, Prompt(3, "hopeless"), "why")
+    health = check(trace_folder)
+    assert health.failures == [note] and health.asked >= health.prompts == 2 and health.exit_code == 3
+
+
 def test_missing_trace_raises(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         check(tmp_path / "none")

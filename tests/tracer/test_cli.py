@@ -77,7 +77,7 @@ MISTAKES = {
     "folder without a pipeline": (["run", "."], 2, "model_index.json"),
     "missing prompts": (["run", "digits-flux", "-p", "none.txt"], 2, "none.txt: no such prompt file"),
     "empty prompts": (["run", "digits-flux", "-p", "empty.txt"], 1, "empty.txt: holds no prompts"),
-    "output is a file": (["run", "digits-flux", "-o", "empty.txt"], 1, "empty.txt: exists and is not a trace"),
+    "output is a file": (["run", "digits-flux", "-o", "empty.txt"], 1, "empty.txt: is a file"),
     "output is another folder": (["run", "digits-flux", "-o", "photos"], 1, "photos: a folder with other things"),
     "text of another ending": (["run", "digits-flux", "-p", "prompts.tsv"], 1, "prompts.tsv: not a file of prompts"),
     "unknown device": (["run", "digits-flux", "--device", "toaster"], 1, "cannot be loaded on toaster"),

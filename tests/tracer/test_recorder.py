@@ -8,6 +8,7 @@ import resource
 from pathlib import Path
 from typing import Any
 
+import dit_analyzer
 import dit_tracer
 import numpy as np
 import pytest
@@ -390,7 +391,7 @@ def test_several_texts_in_one_prompt_are_refused(tmp_path: Path) -> None:
 def test_something_else_at_the_output_is_left_alone(flux: Any, tmp_path: Path) -> None:
     file = tmp_path / "notes.txt"
     file.write_text("precious")
-    with pytest.raises(ConflictError, match="is not a trace"):
+    with pytest.raises(ConflictError, match="is a file"):
         dit_tracer.record(flux.pipeline, file)
     with pytest.raises(ConflictError, match="notes.txt"):
         dit_tracer.record(flux.pipeline, tmp_path)
@@ -446,6 +447,19 @@ def test_prediction_that_is_not_finite_fails_the_prompt_and_says_where_it_began(
     assert sorted(file.suffix for file in path.iterdir()) == [".failed", ".h5"]
 
 
+def test_layer_that_gets_no_finite_values_at_first_is_no_unknown_layer(flux: Any, tmp_path: Path) -> None:
+    """The first generation shows where the text tokens are, and one that is not finite shows nothing."""
+    block = flux.pipeline.transformer.transformer_blocks[0]
+    with dit_tracer.record(flux.pipeline, tmp_path / "a.trace") as recorder:
+        hook = block.register_forward_hook(lambda module, args, output: tuple(part * torch.nan for part in output))
+        with pytest.raises(NonFiniteError, match=r"reach transformer\.transformer_blocks\.1\.attn .* in step 0"):
+            with recorder.prompt("a"):
+                flux.generate(0, num_inference_steps=2)
+        hook.remove()
+        with recorder.prompt("b"):
+            flux.generate(0, num_inference_steps=2)
+
+
 def test_shards_are_written_when_the_block_ends(flux: Any, tmp_path: Path) -> None:
     path = tmp_path / "a.trace"
     with dit_tracer.record(flux.pipeline, path) as recorder:
@@ -487,6 +501,10 @@ def test_step_before_may_be_kept_elsewhere_or_in_part(
         np.testing.assert_allclose(*ratios, rtol=1e-6)
         assert np.array_equal(whole.step_sums("latent"), other.step_sums("latent"), equal_nan=True)
         held = other.run.settings["recorded"].get("transitions")
+        cosines = [dit_analyzer.distances(trace)["cosine"] for trace in (whole, other)]
+        assert dit_analyzer.signals(other)["cosine"].max() <= 1
+    assert cosines[1].max() <= 1
+    np.testing.assert_allclose(1 - cosines[0], 1 - cosines[1], rtol=0.5, atol=1e-3)
     if previous == "host":
         np.testing.assert_allclose(one, two, rtol=1e-6)
         assert held is None

@@ -73,6 +73,14 @@ def test_dry_run_names_the_command_and_what_is_there(tmp_path: Path) -> None:
         assert f"\n{word}" in f"\n{result.stdout}"
 
 
+def test_dry_run_refuses_what_a_run_would_refuse(tmp_path: Path) -> None:
+    words = ["run", "digits-flux", "-n", 1, "-q", "-o", tmp_path / "a"]
+    run(*words, "--steps", 2)
+    for options in (["--steps", 3], ["--steps", 2, "--kinds", "k"], ["--steps", 2, "--sample", 64]):
+        result = run(*words, *options, "--dry-run")
+        assert result.exit_code == 1 and "made with other settings" in result.stderr
+
+
 def test_run_on_a_gpu_is_planned_on_any_machine(tmp_path: Path) -> None:
     """The precision is then the model's own, as it would be there."""
     options = ["run", "pixart-alpha", "-p", "a cat", "-o", str(tmp_path / "t"), "--dry-run", "--json"]

@@ -70,6 +70,31 @@ def test_limit_stops_what_runs() -> None:
     assert not stopping.signalled
 
 
+def test_limit_stops_what_runs_also_where_the_usual_signal_is_ignored() -> None:
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        with pytest.raises(Stopped, match="the time limit"), Stopping(0.1):
+            for _ in range(500):
+                time.sleep(0.01)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_signals_change_nothing_while_a_stopped_process_winds_up() -> None:
+    code = """
+import os, signal, sys
+from dit_tracer.stopping import Stopped, Stopping
+try:
+    with Stopping(ends=True):
+        os.kill(os.getpid(), signal.SIGTERM)
+except Stopped:
+    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGINT)
+    sys.exit(75)
+"""
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 75
+
+
 def test_nothing_is_begun_that_would_not_be_done_in_time() -> None:
     with Stopping(1000) as stopping:
         assert not stopping.before_next()

@@ -58,7 +58,7 @@ def _stoppable(command: Callable[..., int]) -> Callable[..., int]:
         rank = ranks.find()
         farewell = f"dit-trace: {main.interrupted[0]}" if rank.leads else ""
         try:
-            with Stopping(time_limit, farewell) as stopping, ranks.one_voice(rank):
+            with Stopping(time_limit, farewell, ends=main.alone) as stopping, ranks.one_voice(rank):
                 return command(**options, rank=rank, stopping=stopping)
         except Stopped as stopped:
             if rank.leads:
@@ -425,8 +425,14 @@ def _report(output: Path, outcome: Outcome, as_json: bool, rank: Rank) -> int:
         click.echo(f"{output}: {plural(outcome.traced, 'prompt')} traced{process}{present}{elsewhere}")
     for failure in outcome.failures:
         click.echo(f"dit-trace: {failure}", err=True)
+    if outcome.untried:
+        click.echo(f"dit-trace: {plural(outcome.untried, 'prompt')} not tried: they would fail likewise", err=True)
     if rank.leads and outcome.stopped:
         click.echo(f"dit-trace: stopped by {outcome.stopped}; {KEPT}", err=True)
     elif rank.leads and not as_json and outcome.traced + outcome.present:
         click.echo(f"next: dit-analyze summary {shlex.quote(str(output))}", err=True)
     return 75 if outcome.stopped else 1 if outcome.failures else 0
+
+
+if __name__ == "__main__":
+    main()

@@ -6,23 +6,26 @@ import shutil
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import torch
 from dit_formats.console import harmless, plural
+from dit_formats.errors import ConflictError
 from dit_formats.reader import Trace
+from dit_formats.schema import told_differences
 
 from dit_tracer import memory
-from dit_tracer.calls import check, parameters
+from dit_tracer.calls import check, parameters, varying
 from dit_tracer.models import schedulers
 from dit_tracer.models.catalog import SEVEN, Model
 from dit_tracer.models.fullsize import config
 from dit_tracer.models.sketch import Sketch, of_pipeline, of_the_seven
 from dit_tracer.progress import size as told_bytes
 from dit_tracer.recording.call import arguments, call_settings
-from dit_tracer.recording.recorder import existing_trace
+from dit_tracer.recording.recorder import Recorder, existing_trace
 from dit_tracer.recording.settings import Sample, What, describe
 from dit_tracer.recording.sites import UnsupportedError, find_networks
 from dit_tracer.sizes import Size, size_of
@@ -79,7 +82,7 @@ class Forecast:
             "bytes_per_prompt": {"arrays": size.arrays, "file": size.file},
             "bytes": {"arrays": self.prompts * size.arrays, "file": self.prompts * size.file},
             "previous_step": {"kept": self.what.previous, "device": on_device, "host": on_host},
-            "waiting": size.arrays,
+            "waiting": size.waiting,
             "device": self.device,
             "free": {"device": self.free_device, "host": self.free_host, "disk": self.free_disk},
         }
@@ -105,7 +108,7 @@ class Forecast:
                 + (f"; {self.present} are there already" if self.present else ""),
             ),
             ("step before", f"{told_bytes(found.step_nbytes)} a step; kept: {KEPT[self.what.previous]}"),
-            ("host", f"{told_bytes(size.arrays)} for a prompt that waits{waiting}, {told_bytes(self.free_host)} free"),
+            ("host", f"{told_bytes(size.waiting)} for a prompt that waits{waiting}, {told_bytes(self.free_host)} free"),
             ("device", f"{self.device}{place}, {told_bytes(on_device)} for the step before{weights}"),
             ("disk", f"{told_bytes(self.missing * size.file)} to write, {told_bytes(self.free_disk)} free"),
         ]  # fmt: skip
@@ -139,7 +142,7 @@ def forecast(
     """What a run with these options would make. Nothing is written, and of the seven nothing is loaded.
 
     Raises:
-        TraceError: There is something else at `path`.
+        TraceError: There is something else at `path`, or a trace of other settings.
         LookupError: The pipeline does not take these arguments.
     """
     before = existing_trace(path)
@@ -149,6 +152,8 @@ def forecast(
         what = replace(what, step_pairs=tuple(combinations(range(steps), 2)) if step_pairs is None else step_pairs)
         dtype = dtype or ("float32" if device == "cpu" else model.dtype or "bfloat16")
         sketch, settings = of_the_seven(model, call | work.shared, what, steps, dtype), None
+        if before:
+            _refuse_other_sizes(before, path, {"model": model.name, "steps": steps, "sample": sample.as_settings()})
     else:
         pipeline = load()
         known = parameters(pipeline)
@@ -158,6 +163,10 @@ def forecast(
         what = replace(what, step_pairs=tuple(combinations(range(made), 2)) if step_pairs is None else step_pairs)
         sketch = of_pipeline(pipeline, call, what, work.tasks[0])
         settings = _settings(pipeline, model.name, sample, what, call)
+        if before:
+            held = replace(what, previous=previous or held_previous(before))
+            make = partial(Recorder, pipeline, path, model.name, before=before, what=held)
+            make(_as_held(sample, before)).expect(varying(pipeline, work), **call)
         device = str(getattr(pipeline, "_execution_device", None) or pipeline.device)
     chosen = _previous(sketch, what, previous, before, device)
     return Forecast(
@@ -246,6 +255,24 @@ def _settings(pipeline: Any, model: str, sample: Sample, what: What, call: dict[
     recorded = what.as_settings(what.kinds_for(networks))
     given = call_settings(arguments(pipeline, (), call))
     return describe(pipeline, networks, model, sample) | {"recorded": recorded, "call": given}
+
+
+def _as_held(sample: Sample, before: Trace) -> Sample:
+    """The sample with the pilot of the trace at hand, for what another would give is not known yet."""
+    held = before.run.settings.get("sample")
+    return replace(sample, pilot=str(held.get("pilot") or "") if isinstance(held, dict) else "")
+
+
+def _refuse_other_sizes(before: Trace, path: Path, asked: dict[str, Any]) -> None:
+    """Refuse what the run would be refused for, as far as that is known without the pipeline.
+
+    Raises:
+        ConflictError: The trace was made with other settings.
+    """
+    found = {"model": before.run.settings.get("model"), "steps": before.num_steps}
+    told = told_differences(found | {"sample": before.run.settings.get("sample")}, asked)
+    if told:
+        raise ConflictError(f"{path}: made with other settings ({told}); trace into another folder")
 
 
 def _previous(sketch: Sketch, what: What, asked: str | None, before: Trace | None, device: Any) -> str:

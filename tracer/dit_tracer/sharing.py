@@ -33,6 +33,7 @@ class Outcome:
         present: Those that the trace held already, or that another process was faster with.
         elsewhere: Those that other processes were at when this one had nothing left to do.
         stopped: Why the run ended before everything was done, if it did.
+        untried: Those that were given up because the first ones failed in a way that the others would too.
     """
 
     traced: int = 0
@@ -40,6 +41,7 @@ class Outcome:
     failures: list[str] = field(default_factory=list)
     elsewhere: int = 0
     stopped: str | None = None
+    untried: int = 0
 
 
 class Sharing:
@@ -70,8 +72,11 @@ class Sharing:
         for _ in range(2):
             others = []
             self._shards.look()
-            for prompt, task in asked:
-                if self._hopeless or self._stopping.before_next():
+            for place, (prompt, task) in enumerate(asked):
+                if self._hopeless:
+                    self._outcome.untried = len(asked) - place + len(others)
+                    return
+                if self._stopping.before_next():
                     return
                 if not self._settled(prompt) and not self._try(prompt, task):
                     others.append((prompt, task))

@@ -47,10 +47,11 @@ NAMES = 1500
 
 @dataclass(frozen=True)
 class Size:
-    """Bytes of one prompt: of all its arrays, and of its file."""
+    """Bytes of one prompt: of all its arrays, of its file, and of what waits to be written, in the types it came in."""
 
     arrays: int
     file: int
+    waiting: int
 
 
 def size_of(sketch: Sketch, what: What, sample: Sample, settings: dict[str, Any] | None = None) -> Size:
@@ -61,6 +62,7 @@ def size_of(sketch: Sketch, what: What, sample: Sample, settings: dict[str, Any]
     """
     bare = _shard(sketch, what, settings)
     arrays, file = _nbytes(bare), len(image(bare))
+    waiting = arrays
     for stream in sketch.streams:
         kinds, layers = _cells(sketch, stream)
         found = {key: list(one.values()) for key, one in sketch.activations.items() if key[0] == stream}
@@ -72,7 +74,8 @@ def size_of(sketch: Sketch, what: What, sample: Sample, settings: dict[str, Any]
             for key, by_branch in found.items():
                 values = sum(_values(sketch, key, one, min(wanted, one.size)) for one in by_branch)
                 file += int(values + _positions(by_branch[0], wanted))
-    return Size(arrays, file)
+                waiting += sum(min(wanted, one.size) * sketch.steps * one.dtype.itemsize for one in by_branch)
+    return Size(arrays, file, waiting)
 
 
 def _values(sketch: Sketch, key: Key, one: Activation, kept: int) -> float:

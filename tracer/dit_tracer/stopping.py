@@ -40,12 +40,13 @@ class Stopping:
     Args:
         limit: Seconds from now after which to stop.
         farewell: What to say on stderr if the process has to be ended from outside.
+        ends: Whether the process ends afterwards. Signals that then still come, while it winds up, change nothing.
     """
 
-    def __init__(self, limit: float | None = None, farewell: str = "") -> None:
+    def __init__(self, limit: float | None = None, farewell: str = "", *, ends: bool = False) -> None:
         self.reason: str | None = None
         """Why the run has to end; None as long as it has not."""
-        self._limit, self._farewell = limit, farewell
+        self._limit, self._farewell, self._ends = limit, farewell, ends
         self._began = time.monotonic()
         self._took: deque[float] = deque(maxlen=10)
         self._signalled: float | None = None
@@ -110,7 +111,7 @@ class Stopping:
         signal.set_wakeup_fd(self._before)
         sys.unraisablehook = self._unraisable
         for number, handler in self._handlers.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if self._ends and self.reason else handler)
         self._ours.close()
         self._watcher.join()
         self._woken.close()
@@ -132,7 +133,12 @@ class Stopping:
         if unraisable.exc_type is not Stopped:
             return self._unraisable(unraisable)
         self._lost = self._raises = True
-        threading.Timer(0.01, _thread.interrupt_main, (signal.SIGTERM,)).start()
+        threading.Timer(0.01, self._interrupt).start()
+
+    def _interrupt(self) -> None:
+        """As if a signal had come; one of those that are not ignored."""
+        for number in self._handlers:
+            return _thread.interrupt_main(number)
 
     def _watch(self) -> None:
         """See signals also while the main thread is in a long call of a library; end the process if it stays there."""
@@ -146,7 +152,9 @@ class Stopping:
     def _wait_for_limit(self, limit: float) -> None:
         if not self._over.wait(max(0.0, limit - (time.monotonic() - self._began))):
             self.reason = self.reason or LIMIT
-            _thread.interrupt_main(signal.SIGTERM)
+            self._interrupt()
+            if not self._over.wait(PATIENCE):
+                _end_now(self._farewell)
 
 
 def _end_now(farewell: str = "") -> None:

@@ -44,7 +44,8 @@ def distances(trace: Trace, *, source: str | None = None, lag: int = 1, dask: An
         l1 = mean |d|; rel_l1 = l1 / mean |x[t]|; rms = sqrt(mean d^2); cosine of x[t] and x[t + lag];
         speed = l1 / |sigma[t + lag] - sigma[t]|; size = mean |x[t]|; count = number of elements; and l1_se, the
         standard error of l1 over positions, which is 0 for exact ones. Where exact changes were taken over n of N
-        elements, it is sqrt((1 - n / N) s^2 / n) with s^2 the variance of |d|.
+        elements, it is sqrt((1 - n / N) s^2 / n) with s^2 the variance of |d|. It is NaN where some sampled positions
+        have no finite value, as of a text shorter than the longest, unless a pilot gave them weights of their own.
         Coordinates name the layers and give the timestep and sigma of step t.
 
     Raises:

@@ -133,14 +133,27 @@ def _exact_means(steps: Means, pairs: Means, subset: bool) -> Means:
 
 
 def _of_subset(means: Means, whole: Floats) -> Means:
-    """Standard error and count of elements where n of N were taken.
+    """Standard error, count of elements and product where changes were taken over n of N.
 
     SE^2 = (1 - n / N) s^2 / n, as of elements drawn one by one: a bound for a part that spreads evenly.
     """
     n, size = means["count"], np.minimum(whole[..., :-1], whole[..., 1:])
     with np.errstate(invalid="ignore", divide="ignore"):
         variance = np.maximum(means["square_diff"] - means["abs_diff"] ** 2, 0)
-        return {"se": np.sqrt(np.maximum(1 - n / size, 0) * variance / n), "count": size}
+        error = np.sqrt(np.maximum(1 - n / size, 0) * variance / n)
+    squares = (means[name] for name in ("square", "next_square", "square_diff"))
+    return {"se": error, "count": size, "product": product_of_part(*squares)}
+
+
+def product_of_part(before: Floats, after: Floats, change: Floats) -> Floats:
+    """Mean of x[t] x[t + 1] where d^2 is known of a part of the elements only: (x[t]^2 + x[t + 1]^2 - d^2) / 2.
+
+    It goes with norms over all elements; the part's own product does not, and gives cosines above 1.
+
+    Args:
+        before, after, change: Means of x[t]^2, x[t + 1]^2 and d^2.
+    """
+    return np.minimum((before + after - change) / 2, np.sqrt(before * after))
 
 
 def _sampled_means(lag: int, stream: Stream, arrays: Arrays, name: str, rows: range, steps: Means) -> Means:

@@ -12,6 +12,8 @@ from dit_formats.reader import Trace
 from dit_formats.schema import STACK, STEP_STATISTICS
 from numpy.typing import NDArray
 
+from dit_analyzer.measures.parts import product_of_part
+
 
 def signals(trace: Trace) -> xr.Dataset:
     """How much the states between the blocks change from step t to step t + 1.
@@ -32,12 +34,14 @@ def signals(trace: Trace) -> xr.Dataset:
     pairs = dict(zip(trace.transition_statistics(STACK), np.moveaxis(trace.transition_sums(STACK)[:, :, 0], -2, 0)))
     with np.errstate(invalid="ignore", divide="ignore"):
         size, square = (steps[f"sum_{name}"] / steps["count"] for name in ("abs", "square"))
-        l1 = pairs["sum_abs"] / pairs["count"]
+        l1, product = (pairs[f"sum_{name}"] / pairs["count"] for name in ("abs", "product"))
+        if trace.transitions != "exact":
+            product = product_of_part(square[..., :-1], square[..., 1:], pairs["sum_square"] / pairs["count"])
         values = {
             "l1": l1,
             "rel_l1": l1 / size[..., :-1],
             "rms": np.sqrt(pairs["sum_square"] / pairs["count"]),
-            "cosine": pairs["sum_product"] / pairs["count"] / np.sqrt(square[..., :-1] * square[..., 1:]),
+            "cosine": product / np.sqrt(square[..., :-1] * square[..., 1:]),
             "ratio_mean": pairs["ratio_mean"],
             "ratio_std": pairs["ratio_std"],
         }

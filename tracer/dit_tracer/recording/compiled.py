@@ -1,6 +1,7 @@
 """The numbers of `statistics` on a CPU with a C compiler: one loop, `sums.c`, as fast as memory is.
 
-It is built in a moment, when first used. Without a compiler `chunked` gives the same numbers in three times the time.
+It is built in a moment, when first used. Without a compiler `chunked` gives the same numbers in three times the time;
+they differ by 3e-7 of the sum of magnitudes at most.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+import shlex
 import subprocess
 import tempfile
 from ctypes import c_int, c_ssize_t, c_void_p
@@ -75,7 +77,7 @@ def token_norms(x: Tensor) -> Tensor | None:
 
 def norm_ratios(previous: Tensor, current: Tensor) -> Tensor | None:
     """As `statistics.norm_ratios`."""
-    if not _is_ours(current):
+    if not _is_ours(current) or previous.shape != current.shape:
         return None
     found = torch.empty(len(current), 2, dtype=torch.float64)
     library().ratios(previous.data_ptr(), current.data_ptr(), *current.shape, found.data_ptr())
@@ -108,7 +110,8 @@ def library() -> Any:
     for options in OPTIONS:
         with tempfile.TemporaryDirectory(prefix="dit-trace-") as folder:
             target = Path(folder) / "sums.so"
-            command = [os.environ.get("CC", "cc"), *options, "-shared", "-fPIC", "-o", target, SOURCE, "-lm"]
+            compiler = shlex.split(os.environ.get("CC", "cc"))
+            command = [*compiler, *options, "-shared", "-fPIC", "-o", target, SOURCE, "-lm"]
             try:
                 subprocess.run(command, check=True, capture_output=True, timeout=60)
                 return _declared(ctypes.CDLL(str(target)))

@@ -58,6 +58,7 @@ class Meter:
             return  # a further call within the step under the same name: the first one counts
         x = _grouped(tensor.detach(), self._clock.batch)
         missing = None if lengths is None else _missing(x, lengths)
+        positions = self._places(key, x)
         place = (key, branches, self._clock.network if stream == STACK else "")  # two networks have nothing to compare
         pair = self._history.swap(place, step, x)
         sums, changes = _measured(x, pair, missing)
@@ -65,7 +66,7 @@ class Meter:
             changes = self._with_ratios(place, step, x, changes)
         send, images = self._generation.send, len(x) // len(branches)
         self._generation.num_images = images
-        results = send(sums), send(self._places(key, x).pick(x)), None if changes is None else send(changes)
+        results = send(sums), send(positions.pick(x)), None if changes is None else send(changes)
         for order, one in enumerate(series):
             of_step, sample, of_transition = (None if r is None else Row(r, order * images) for r in results)
             one.step_sums[step], one.samples[step] = of_step, sample

@@ -14,7 +14,7 @@ from torch import Tensor
 from dit_tracer.recording.clock import Clock
 from dit_tracer.recording.families import Parts
 from dit_tracer.recording.layout import Attended, Tokens, Watch, joined, kind_of_attention, ragged, split
-from dit_tracer.recording.sites import Site, UnsupportedError
+from dit_tracer.recording.sites import OVERFLOW, NonFiniteError, Site, UnsupportedError
 
 Activation = tuple[str, str, Tensor, "list[int] | None"]
 """Stream, kind, tensor and, where elements of a batch have different lengths, how many tokens of each exist."""
@@ -218,6 +218,9 @@ class Reader:
             return site.family.text_first
         if site.text_first is None and frame.watch is not None:
             site.text_first = frame.watch.text_first(call.value, frame.hidden, frame.encoder, text)
+        if site.text_first is None and not all(t.isfinite().all() for t in (call.value, frame.hidden, frame.encoder)):
+            where = f"{site.name} ({type(site.module).__name__}) in step {self._clock.step}"
+            raise NonFiniteError(f"values that are not finite reach {where}; {OVERFLOW}")
         if site.text_first is None:
             raise UnsupportedError(
                 f"{site.name} ({type(site.module).__name__}): whether its text tokens come before or after the latent "

@@ -37,7 +37,7 @@ from dit_tracer.recording.settings import (
     networks_now,
     provenance,
 )
-from dit_tracer.recording.sites import UnsupportedError, family_of, find_networks
+from dit_tracer.recording.sites import OVERFLOW, NonFiniteError, UnsupportedError, family_of, find_networks
 from dit_tracer.recording.stack import Stack
 from dit_tracer.recording.writing import Background
 
@@ -74,10 +74,6 @@ def record(
     named = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
     what = replace(what or What(), **named)
     return Recorder(pipeline, Path(path), name, sample or Sample(), existing_trace(Path(path)), what=what)
-
-
-class NonFiniteError(RuntimeError):
-    """A generation whose predictions are not finite; there is nothing to measure in it."""
 
 
 class Recorder:
@@ -338,7 +334,7 @@ class Recorder:
             step, layer = generation.nonfinite("latent") or found
             raise NonFiniteError(
                 f"the prediction has values that are not finite from step {found[0]} on, layers from step {step} on, "
-                f"first {layer}; another --dtype may help (float16 overflows where bfloat16 does not)"
+                f"first {layer}; {OVERFLOW}"
             )
 
     def _accept_call(self, call: dict[str, Any], varies: tuple[str, ...]) -> None:
@@ -372,7 +368,7 @@ def existing_trace(path: Path) -> Trace | None:
     if not path.exists():
         return None
     if not path.is_dir():
-        raise ConflictError(f"{path}: exists and is not a trace; give another output")
+        raise ConflictError(f"{path}: is a file, and a trace is written into a folder; give another output")
     if shard_paths(path):
         return open_trace(path)
     strangers = [name for name in os.listdir(path) if not name.startswith(".") and not name.endswith(".failed")]

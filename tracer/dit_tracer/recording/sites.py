@@ -26,6 +26,13 @@ class UnsupportedError(ValueError):
     exit_code = 1
 
 
+class NonFiniteError(RuntimeError):
+    """A generation whose predictions are not finite; there is nothing to measure in it."""
+
+
+OVERFLOW = "another --dtype may help (float16 overflows where bfloat16 does not)"
+
+
 @dataclass(eq=False)
 class Site:
     """One layer: an attention module, or a feed-forward network of type `ff`. Its type is known once it has run."""
