@@ -6,7 +6,6 @@ measured. Times are ours: the paper's step 16 of 28 is transition 10. They have 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,4 +81,30 @@ def noisy(curve: Curve, noise: float, rng: np.random.Generator, memory: float = 
     return curve + noise * drawn
 
 
-Make = Callable[[np.random.Generator], Curve]
+def worded(rng: np.random.Generator) -> list[tuple[str, Curve]]:
+    """Sixteen log curves, each with the word that it was made for; sizes and places are drawn."""
+    n = int(rng.integers(24, 56))
+    u = np.linspace(0, 1, n)
+    a, b, c = rng.uniform(0.7, 1.6), rng.uniform(0.6, 1.4), rng.uniform(0.6, 1.4)
+    k, m = int(n * rng.uniform(0.25, 0.4)), int(n * rng.uniform(0.6, 0.75))
+    early = int(n * 0.35)
+    switching = np.where(np.arange(early) % 4 < 2, -a, -a - 1.5 - b)
+    quiet = np.concatenate([np.linspace(0, -0.2 * a, n - n // 10), np.linspace(0.8 + 0.5 * b, 1.0 + b, n // 10)])
+    return [
+        ("flat", 0 * u),
+        ("flat", 0.1 * (u - 0.5)),
+        ("decreasing", -a * u),
+        ("decreasing", np.log(0.15 + np.exp(-4 * a * u))),
+        ("decreasing", -0.5 * a * np.log(np.arange(1, n + 1))),
+        ("increasing", a * u),
+        ("increasing", -0.5 * a * np.log(1.05 - u)),
+        ("U-shaped", 4 * a * (u - 0.5) ** 2),
+        ("U-shaped", pieces((k, a, 0.0), (m - k, 0.0, 0.0), (n - m, 0.0, b))),
+        ("mid bump", a * np.exp(-(((u - 0.5) / 0.15) ** 2))),
+        ("mid bump", pieces((k, 0.0, 0.0), (m - k, a, a), (n - m, 0.0, -0.1))),
+        ("decrease-increase-decrease", pieces((k, 0.0, -a), (m - k, -a, -a + b), (n - m, -a + b, -a + b - c))),
+        ("decrease-increase-decrease", -0.5 * a * u + 0.5 * b * np.cos(3 * np.pi * u)),
+        ("decreasing with a sharp rise", pieces((k, 0.0, -a), (n - k, -a + 0.5 + 0.5 * b, -a + 0.5 - 0.5 * c))),
+        ("early fluctuation", np.concatenate([switching, np.linspace(-a - 0.5, -a - 0.5 - b, n - early)])),
+        ("late spike", quiet),
+    ]

@@ -13,15 +13,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dit_analyzer.measures.changepoints import (
-        ChangePoint,
-        ChangePoints,
-        Dip,
-        JointChangePoints,
-        change_points,
-        joint_change_points,
-    )
+    from dit_analyzer.measures.changepoints import ChangePoint, ChangePoints, Dip, change_points
     from dit_analyzer.measures.distance import distances
+    from dit_analyzer.measures.jointly import JointChangePoints, joint_change_points
     from dit_analyzer.measures.paper import paper_view
     from dit_analyzer.measures.shapes import Shape, shape_of
     from dit_analyzer.measures.signals import branch_cosines, signals, step_cosines
@@ -35,11 +29,11 @@ _HOMES = {
     "branch_cosines": "signals",
     "step_cosines": "signals",
     "change_points": "changepoints",
-    "joint_change_points": "changepoints",
+    "joint_change_points": "jointly",
     "ChangePoint": "changepoints",
     "ChangePoints": "changepoints",
     "Dip": "changepoints",
-    "JointChangePoints": "changepoints",
+    "JointChangePoints": "jointly",
     "shape_of": "shapes",
     "Shape": "shapes",
 }

@@ -21,7 +21,7 @@ ALONE = 8
 
 @dataclass(frozen=True)
 class Run:
-    """Points `start` to `start + length - 1`, `depth` above (below: negative) the parabola through the points beside."""
+    """`length` points from `start` on, `depth` above (below: negative) the parabola through the points beside."""
 
     start: int
     length: int

@@ -2,11 +2,12 @@
 
 A piece (segment) is a line with its own level, slope and noise. With conjugate priors its evidence has a closed form,
 and sums over all segmentations take n^2 operations instead of 2^n (Fearnhead 2006, doi:10.1007/s11222-006-8450-8).
-Against them stands a series without any change: one smooth polynomial. Knows arrays only, no steps and no models.
+Against them stands a series without any change: one smooth curve. Knows arrays only, no steps and no models.
 
-The priors, for y on a natural log scale: noise variance ~ InverseGamma(2, 2 * 0.1^2); level and half the drift over a
-segment ~ N(0, 20^2 times that variance), so about +-2 where the noise is 0.1; a change at each place with probability
-n^-1/2; change and no change equally likely; the polynomial's degree 0, 1, 2 or 3 equally likely.
+The priors, for y on a natural log scale: noise variance ~ InverseGamma(2, 2 * 0.1^2); level of a segment, and its drift
+from the first point to the last, ~ N(0, 20^2 times that variance), so about 2 where the noise is 0.1; a change at each
+place with probability n^-1/2; change and no change equally likely. Without change the curve is, equally likely, a
+polynomial of degree 0, 1, 2 or 3 or a power law from the first point on or up to the last, with priors as wide.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ SHORTEST = 3
 """Points that a segment has at least."""
 SHAPE, SCALE = 2.0, 2 * 0.1**2
 """Of the inverse gamma distribution of the noise variance."""
-SPREAD = (2 / 0.1) ** 2
-"""Prior variance of a coefficient, in units of the noise variance."""
+LEVEL, BEND = (0.1 / 2) ** 2, 4 * (0.1 / 2) ** 2
+"""Prior precision of a level, and of each other coefficient on a scale from -1 to 1, in units of the noise's."""
 DEGREE = 3
 """The highest degree of a smooth series."""
 
@@ -66,15 +67,16 @@ def fit_segments(x: NDArray[np.float64], y: NDArray[np.float64]) -> Fits:
     w = seen.astype(np.float64)
     n, sx, sxx, sy, sxy, syy = (_between(part) for part in (w, w * x, w * x * x, v, x * v, v * v))
     centre, half = _frames(x)
-    su, suu, suy = (sx - centre * n) / half, (sxx - 2 * centre * sx + centre**2 * n) / half**2, (sxy - centre * sy) / half
-    a, d = n + 1 / SPREAD, suu + 1 / SPREAD
-    determinant = np.maximum(a * d - su**2, SPREAD**-2)
+    su, suy = (sx - centre * n) / half, (sxy - centre * sy) / half
+    suu = (sxx - 2 * centre * sx + centre**2 * n) / half**2
+    a, d = n + LEVEL, suu + BEND
+    determinant = np.maximum(a * d - su**2, LEVEL * BEND)
     level, drift = (d * sy - su * suy) / determinant, (a * suy - su * sy) / determinant
     rest = np.maximum(syy - level * sy - drift * suy, 0.0)
     edge = 1 + 0.5 / half
     offset = y[seen].mean() if seen.any() else 0.0
     return Fits(
-        _log_evidence(n, 2 * np.log(SPREAD) + np.log(determinant), rest),
+        _log_evidence(n, np.log(determinant / (LEVEL * BEND)), rest),
         offset + level - drift * edge,
         offset + level + drift * edge,
         drift / half,
@@ -92,7 +94,7 @@ def smooth_evidence(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
 
 
 def _smooth_designs(x: NDArray[np.float64]) -> list[NDArray[np.float64]]:
-    """Legendre polynomials of degree 0 to 3, and power laws that start at the first place or end at the last."""
+    """Legendre polynomials of degree 0 to 3, and power laws from the first place on and up to the last."""
     u = 2 * (x - x[0]) / (x[-1] - x[0]) - 1
     polynomials = [legvander(u, degree) for degree in range(DEGREE + 1)]
     since = np.log(1 + x - x[0])
@@ -105,10 +107,11 @@ def _smooth_designs(x: NDArray[np.float64]) -> list[NDArray[np.float64]]:
 def _linear_evidence(design: NDArray[np.float64], y: NDArray[np.float64]) -> float:
     """Log probability of y (n,) as a combination of the columns of design (n, k) and noise."""
     k = design.shape[1]
-    precision = design.T @ design + np.eye(k) / SPREAD
+    prior = np.array([LEVEL] + [BEND] * (k - 1))
+    precision = design.T @ design + np.diag(prior)
     moment = design.T @ y
     rest = max(float(y @ y - moment @ np.linalg.solve(precision, moment)), 0.0)
-    volume = k * np.log(SPREAD) + np.linalg.slogdet(precision)[1]
+    volume = np.linalg.slogdet(precision)[1] - np.log(prior).sum()
     return float(_log_evidence(np.float64(len(y)), volume, np.float64(rest)))
 
 
@@ -122,8 +125,8 @@ def sum_segmentations(evidence: NDArray[np.float64], smooth: float) -> Sums:
     ahead, behind = _forward(segment, boundary), _backward(segment, boundary)
     changed = _some_change(ahead, segment)
     chance = float(expit(changed - _some_change(_forward(prior, boundary), prior) - smooth))
-    probability = np.exp(ahead[:n] + behind[:n] - boundary - changed) * chance
-    probability[0] = 0.0
+    probability = np.zeros(n)
+    probability[1:] = np.exp(ahead[1:n] + behind[1:n] - boundary - changed) * chance
     return Sums(chance, probability, _most_probable(segment, boundary), ahead, behind, segment)
 
 

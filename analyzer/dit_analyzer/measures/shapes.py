@@ -11,8 +11,8 @@ from numpy.typing import ArrayLike, NDArray
 
 TURN = np.log(1.25)
 """A rise or fall of less is no move."""
-DEVIATIONS = 3.5
-"""Nor is one of fewer standard deviations of the noise."""
+DEVIATIONS = 5
+"""Nor is one of fewer standard deviations of the noise: the range of 30 to 60 values of noise alone is 4 to 5."""
 BIG = np.log(2)
 """Rise or fall of a fluctuation or a spike."""
 SHARP = 0.6
@@ -47,7 +47,8 @@ class Shape:
     Attributes:
         word: flat, decreasing, increasing, U-shaped, mid bump, decrease-increase-decrease, decreasing with a sharp
             rise, early fluctuation, late spike, or irregular, where none of these is true.
-        phrase: The moves in one line, as in "falls x0.35 to transition 10, jumps x2.2 in 1 transition, falls x0.7".
+        phrase: The moves in one line, as in "falls x0.35 to transition 9, jumps x2.2 in 1 transition, falls
+            x0.7 to transition 26".
         moves: The moves themselves, alternately down and up.
         noise: Standard deviation of the log curve's noise that was used: given, from the prompts, or from second
             differences.
@@ -63,9 +64,7 @@ class Shape:
     left_out: tuple[int, ...] = ()
 
 
-def shape_of(
-    curve: ArrayLike | xr.DataArray, noise: float | None = None, resamples: int = 200, seed: int = 0
-) -> Shape:
+def shape_of(curve: ArrayLike | xr.DataArray, noise: float | None = None, resamples: int = 200, seed: int = 0) -> Shape:
     """The word for a curve of L1, and its moves: the zigzag of its log over turns larger than the noise.
 
     Args:
@@ -79,7 +78,9 @@ def shape_of(
     l1, numbers = _read(curve)
     usable = (np.isfinite(l1) & (l1 > 0)).all(0)
     if usable.sum() < FEWEST:
-        raise ValueError(f"{usable.sum()} of {l1.shape[1]} transitions have a positive, finite L1; a shape needs {FEWEST}")
+        raise ValueError(
+            f"{usable.sum()} of {len(usable)} transitions have a positive, finite L1; a shape needs {FEWEST}"
+        )
     l1, kept = l1[:, usable], numbers[usable]
     y = np.log(l1.mean(0))
     noise = _noise(l1, y) if noise is None else noise
@@ -97,7 +98,7 @@ def _read(curve: ArrayLike | xr.DataArray) -> tuple[NDArray[np.float64], NDArray
     numbers: NDArray[np.int64] | None = None
     if isinstance(curve, xr.DataArray):
         if not {"transition"} <= set(curve.dims) <= {"prompt", "transition"}:
-            raise ValueError(f"the curve has dimensions {list(curve.dims)}; expected transition, with or without prompt")
+            raise ValueError(f"dimensions {list(curve.dims)}; expected transition, with or without prompt")
         curve = curve.transpose(..., "transition")
         numbers = np.asarray(curve["transition"].values, np.int64) if "transition" in curve.coords else None
     l1 = np.asarray(curve, np.float64)
@@ -168,7 +169,7 @@ def _spikes_late(y: NDArray[np.float64], noise: float) -> bool:
     if not quiet or tail.max() - np.median(head) < BIG:
         return False
     onset = int(np.argmax(y > np.median(head) + BIG / 2))
-    return onset >= LATE * n
+    return onset >= LATE * n and y[min(onset + 1, n - 1)] - y[onset - 1] >= BIG / 2
 
 
 def _sharpness(y: NDArray[np.float64], start: int, stop: int) -> float:
@@ -192,7 +193,7 @@ def _agreement(l1: NDArray[np.float64], noise: float, word: str, resamples: int,
 
 
 def _phrase(y: NDArray[np.float64], moves: tuple[Move, ...], kept: NDArray[np.int64]) -> str:
-    """The moves as text; a rise or fall of which most happens within two transitions is a jump or a drop."""
+    """The moves as text; one of two transitions or fewer is a jump or a drop."""
     if not moves:
         return f"stays within x{np.exp(np.ptp(y)):.2f}"
     place = {int(t): k for k, t in enumerate(kept)}
@@ -200,8 +201,8 @@ def _phrase(y: NDArray[np.float64], moves: tuple[Move, ...], kept: NDArray[np.in
 
 
 def _sentence(y: NDArray[np.float64], start: int, stop: int, move: Move) -> str:
-    rise = y[stop] > y[start]
-    signed = y if rise else -y
-    sharp = abs(y[stop] - y[start]) >= TURN and _sharpness(signed, start, stop) >= SHARP
-    verb = ("jumps" if sharp else "rises") if rise else ("drops" if sharp else "falls")
-    return f"{verb} x{move.factor:.2g} to transition {move.stop}"
+    length = move.stop - move.start
+    within = f"in {length} transition{'s' * (length > 1)}"
+    if length <= 2:
+        return f"{'jumps' if y[stop] > y[start] else 'drops'} x{move.factor:.2g} {within}"
+    return f"{'rises' if y[stop] > y[start] else 'falls'} x{move.factor:.2g} to transition {move.stop}"
