@@ -230,7 +230,7 @@ def measure(curves: int, rng: np.random.Generator, tcpd: Path | None) -> dict[st
         "detection": detection(curves, rng, 0.5),
         "false_alarms": false_alarms(curves, rng, nulls(), NOISES, 0.5),
     }
-    result |= {"calibration": calibration(curves, rng), "joint": joint(curves, rng), "words": words(curves, rng)}
+    result |= {"calibration": calibration(curves, rng), "joint": joint(4 * curves, rng), "words": words(curves, rng)}
     return result | ({"tcpd": turing(tcpd)} if tcpd else {})
 
 

@@ -201,7 +201,9 @@ def test_layers_without_usable_l1_are_named_and_left_out() -> None:
     curves[2], curves[5, :24], curves[6, 4] = 0, np.nan, 0
     found = joint_change_points(curves)
     assert [point.transition for point in found.points] == [10]
-    assert set(found.left_out) == {2, 5} and found.left_out[5].startswith("3 usable")
+    assert (
+        found.cells_left_out == ((6, 4),) and set(found.left_out) == {2, 5} and found.left_out[5].startswith("3 usable")
+    )
     assert np.isnan(found.layer_any[[2, 5]]).all() and np.isfinite(found.layer_any).sum() == 6
     assert np.isnan(found.jumps[0, [2, 5]]).all()
     with pytest.raises(ValueError, match="none of the 8 layers"):
