@@ -92,7 +92,7 @@ def joint_change_points(
 
 @dataclass(frozen=True)
 class _Layers:
-    """Log curves y (layer, n) at places x (n,), and for each the lines of all segments and the evidence of no change."""
+    """Log curves y (layer, n) at places x (n,), with the lines of all segments and the evidence of no change."""
 
     x: NDArray[np.float64]
     y: NDArray[np.float64]
