@@ -13,8 +13,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dit_analyzer.measures.changepoints import ChangePoint, ChangePoints, Dip, change_points
     from dit_analyzer.measures.distance import distances
+    from dit_analyzer.measures.jointly import JointChangePoints, joint_change_points
     from dit_analyzer.measures.paper import paper_view
+    from dit_analyzer.measures.shapes import Shape, shape_of
     from dit_analyzer.measures.signals import branch_cosines, signals, step_cosines
     from dit_analyzer.measures.variation import variation
 
@@ -25,8 +28,31 @@ _HOMES = {
     "signals": "signals",
     "branch_cosines": "signals",
     "step_cosines": "signals",
+    "change_points": "changepoints",
+    "joint_change_points": "jointly",
+    "ChangePoint": "changepoints",
+    "ChangePoints": "changepoints",
+    "Dip": "changepoints",
+    "JointChangePoints": "jointly",
+    "shape_of": "shapes",
+    "Shape": "shapes",
 }
-__all__ = ["branch_cosines", "distances", "paper_view", "signals", "step_cosines", "variation"]
+__all__ = [
+    "ChangePoint",
+    "ChangePoints",
+    "Dip",
+    "JointChangePoints",
+    "Shape",
+    "branch_cosines",
+    "change_points",
+    "distances",
+    "joint_change_points",
+    "paper_view",
+    "shape_of",
+    "signals",
+    "step_cosines",
+    "variation",
+]
 
 
 def __getattr__(name: str) -> Any:
