@@ -13,9 +13,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dit_analyzer.measures.concordance import concordance
+    from dit_analyzer.measures.depth import depth_trend, kind_contrast, roughness
     from dit_analyzer.measures.distance import distances
     from dit_analyzer.measures.paper import paper_view
     from dit_analyzer.measures.signals import branch_cosines, signals, step_cosines
+    from dit_analyzer.measures.stability import stability
     from dit_analyzer.measures.variation import variation
 
 _HOMES = {
@@ -25,8 +28,25 @@ _HOMES = {
     "signals": "signals",
     "branch_cosines": "signals",
     "step_cosines": "signals",
+    "stability": "stability",
+    "concordance": "concordance",
+    "depth_trend": "depth",
+    "kind_contrast": "depth",
+    "roughness": "depth",
 }
-__all__ = ["branch_cosines", "distances", "paper_view", "signals", "step_cosines", "variation"]
+__all__ = [
+    "branch_cosines",
+    "concordance",
+    "depth_trend",
+    "distances",
+    "kind_contrast",
+    "paper_view",
+    "roughness",
+    "signals",
+    "stability",
+    "step_cosines",
+    "variation",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -45,7 +45,8 @@ def distances(trace: Trace, *, source: str | None = None, lag: int = 1, dask: An
         speed = l1 / |sigma[t + lag] - sigma[t]|; size = mean |x[t]|; count = number of elements; and l1_se, the
         standard error of l1 over positions, which is 0 for exact ones. Where exact changes were taken over n of N
         elements, it is sqrt((1 - n / N) s^2 / n) with s^2 the variance of |d|.
-        Coordinates name the layers and give the timestep and sigma of step t.
+        Coordinates name the layers, give the text, seed and image of a prompt, the timestep and sigma of step t, and
+        sigma_after, that of step t + lag.
 
     Raises:
         ValueError: An unknown source, or a lag that it cannot give.
@@ -129,6 +130,10 @@ def _dataset(
         "layer_type": ("layer", [layer.type for layer in trace.layers]),
         "timestep": ("transition", trace.timesteps[:-lag]),
         "sigma": ("transition", trace.sigmas[:-lag]),
+        "sigma_after": ("transition", trace.sigmas[lag:]),
+        "text": ("prompt", [prompt.text for prompt in trace.prompts]),
+        "seed": ("prompt", [prompt.seed for prompt in trace.prompts]),
+        "image": ("prompt", [prompt.image for prompt in trace.prompts]),
     }
     attributes = {
         "model": str(trace.run.settings.get("model", "")),
