@@ -105,6 +105,11 @@ def test_an_unknown_axis_is_told() -> None:
         places(run(), "sigma")
 
 
+def test_distances_that_are_no_view_yet_are_told() -> None:
+    with pytest.raises(ValueError, match="what `paper_view` makes of it"):
+        log_curves(run().expand_dims("branch"), "step")
+
+
 def test_curves_of_one_transition_or_without_a_common_stretch_are_refused() -> None:
     with pytest.raises(ComparisonError, match="--steps 3 or more"):
         common_points(np.array([0.5]), np.linspace(0, 1, 5))

@@ -45,7 +45,12 @@ def log_curves(view: xr.Dataset, axis: str, quantity: str = "l1") -> xr.DataArra
     """ln l1, or on the noise axis ln speed, (prompt, kind, layer, transition), layers in the order they run.
 
     NaN in every prompt where some prompt has no finite value above 0: such a cell has no logarithm.
+
+    Raises:
+        ValueError: No `paper_view`: branches and streams are still apart.
     """
+    if further := [str(name) for name in view[quantity].dims if name in ("branch", "stream")]:
+        raise ValueError(f"the view has a {further[0]} axis; give what `paper_view` makes of it")
     values = view[quantity].transpose("prompt", "kind", "layer", "transition").sortby("layer")
     usable = (np.isfinite(values) & (values > 0)).all("prompt")
     logs = np.log(values.where(usable))

@@ -8,7 +8,7 @@ a_p and b_p; d_p = b_p - a_p of the same prompt. Means without a name run over l
 
 The noise of prompts is taken off mean a^2 and mean b^2 too. tau = 0.1 keeps flat curves from being called unlike:
 without it the noise of a flat curve would be its shape. The interval of S is on S itself, cut at -1 and 1: on atanh S,
-which has no end at 1, it covers the truth of equal shapes in 1 to 20 of 100 cases (`benchmarks/stability.py`).
+which has no end at 1, it misses equal shapes in one of five cases (`benchmarks/stability.py`).
 """
 
 from __future__ import annotations

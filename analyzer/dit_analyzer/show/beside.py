@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
-from dit_analyzer.show.figures import STYLE
+from dit_analyzer.show.figures import STYLE, _in_lines
 
 COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#777777")
 """Paul Tol's bright scheme, which colour-blind readers can tell apart; with dashes where there are more traces."""
@@ -42,7 +42,8 @@ def matrix(found: xr.DataArray, labels: Sequence[str], axis: str) -> Figure:
             panel.set_yticks(range(count), labels if panel is panels[0] else [""] * count)
             _numbers(panel, values.values)
         figure.colorbar(image, ax=panels, pad=0.02, label="shape concordance S")
-        figure.suptitle(f"Same shape over depth and {ALONG[axis].split(',')[0]}? 1: equal, 0: unrelated, -1: opposite")
+        title = f"same shape over depth and {ALONG[axis].split(',')[0]}? 1: equal, 0: unrelated, -1: opposite"
+        figure.suptitle(_in_lines(title, figure))
     return figure
 
 
