@@ -95,6 +95,13 @@ def test_roughness_of_a_zigzag_is_twice_its_size_and_of_a_line_none() -> None:
     assert found["points"] == 27
 
 
+def test_a_zigzag_twice_as_high_is_twice_as_rough() -> None:
+    one, other = (run(zigzag(size), shifted(28), noise=0.02, draw=int(10 * size)) for size in (0.1, 0.2))
+    found = roughness(one, other).sel(kind="k")
+    assert found["ratio"].item() == pytest.approx(2, rel=0.05)
+    assert 1.8 < found["ratio_low"] < 2 < found["ratio_high"] < 2.2
+
+
 def test_roughness_of_prompts_alone_is_taken_off() -> None:
     found = roughness(run(flat, noise=0.3, draw=1), run(flat, noise=0.3, draw=2)).sel(kind="k")
     assert (found["matched"] < 0.05).all() and (found["matched_low"] == 0).all()
