@@ -90,7 +90,7 @@ def test_one_prompt_has_s_and_no_verdict(trace: Trace) -> None:
 
 
 def test_figures_are_written_again_with_the_same_bytes_and_not_replaced(trace: Trace, tmp_path: Path) -> None:
-    output, traces = tmp_path / "new" / "figures", (trace("one"), trace("other"))
+    output, traces = tmp_path / "new" / "figures", (trace("one"), trace("other"), "--axis", "step")
     assert compare(*traces, "-o", output).exit_code == 0
     names = {f"one-other-{name}.{ending}" for name in ("concordance", "curves") for ending in ("pdf", "png")}
     assert set(os.listdir(output)) == names
@@ -137,7 +137,7 @@ def test_other_depths_are_said_to_be_aligned() -> None:
 
 
 def test_json_beside_figures_stays_json_and_names_are_not_read_as_formulas(trace: Trace, tmp_path: Path) -> None:
-    result = compare(trace("$\\frac$\x1b[31m"), trace("a_b^c"), "--json", "-o", tmp_path / "out")
+    result = compare(trace("$\\frac$\x1b[31m"), trace("a_b^c"), "--axis", "step", "--json", "-o", tmp_path / "out")
     (pair,) = json.loads(result.stdout)
     assert pair["one"] == "$\\frac$ [31m" and "a_b^c-curves.png" in result.stderr
 
