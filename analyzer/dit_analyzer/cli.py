@@ -92,6 +92,59 @@ def figures(traces: tuple[Path, ...], output: Path, source: str, dask: str | Non
 
 @main.command()
 @TRACES
+@click.option("-o", "--output", type=click.Path(path_type=Path),
+              help="Folder for figures: the matrix of S, and mean curves.  [default: none]")  # fmt: skip
+@click.option("--axis", type=click.Choice(["step", "noise"]),
+              help="Compare at the same relative step, or noise level.  [default: both]")  # fmt: skip
+@click.option("--source", type=click.Choice(["exact", "sample"]), default="exact", show_default=True,
+              help="Take the exact statistics, or the sampled values alone.")  # fmt: skip
+@DASK
+@click.option("--force", is_flag=True, help="Replace figures that are there already.")
+@click.option("--json", "as_json", is_flag=True, help="Print numbers for programs.")
+def compare(
+    traces: tuple[Path, ...],
+    output: Path | None,
+    axis: str | None,
+    source: str,
+    dask: str | None,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Say whether the curves of two or more TRACES have the same shape over steps and layers.
+
+    For each kind: concordance S (1 equal, 0 unrelated, -1 opposite), the factor by which shapes differ, the level of
+    the second above the first, and a verdict, over the prompts that both traces have. Equivalent means that the
+    95 % interval of the difference ends below 0.15 in logarithms, a factor of 1.16.
+
+    Example: dit-analyze compare steps-28.trace steps-14.trace -o figures
+    """
+    from dit_analyzer.measures.axes import AXES
+    from dit_analyzer.show import comparison
+
+    if len(traces) < 2:
+        raise click.UsageError("compare takes two traces or more; dit-analyze summary shows one")
+    axes = (axis,) if axis else AXES
+    stem = _stem(traces)
+    if output:
+        from dit_analyzer.show.figures import refuse_existing
+
+        for name in ("concordance", "curves"):
+            refuse_existing(output / f"{stem}-{name}", force=force)
+    runs = comparison.read(traces, source, dask)
+    found = comparison.pairs(runs, axes)
+    if as_json:
+        click.echo(json.dumps(comparison.as_json(found)))
+    else:
+        comparison.show(found)
+    if output:
+        for file in comparison.draw(found, runs, output / stem, force=force):
+            click.echo(file, err=as_json)
+    if not as_json:
+        click.echo(f"next: {f'look at {output}' if output else _again(traces)}", err=True)
+
+
+@main.command()
+@TRACES
 @click.option("--json", "as_json", is_flag=True, help="Print the findings for programs.")
 def check(traces: tuple[Path, ...], as_json: bool) -> int:
     """Read every byte of TRACES and say what is damaged or missing. Changes nothing.
@@ -146,6 +199,16 @@ def pack(trace: Path, output: Path, stats_only: bool, force: bool, as_json: bool
     of = f" of {packed.asked} asked for" if packed.asked > packed.prompts else ""
     click.echo(f"{output}: {plural(packed.prompts, 'prompt')}{of}, {size}")
     click.echo(f"next: dit-analyze summary {shlex.quote(str(output))}", err=True)
+
+
+def _stem(traces: tuple[Path, ...]) -> str:
+    """Name for what several traces give together: all theirs up to three, else the first and how many follow."""
+    stems = [path.resolve().stem for path in traces]
+    return "-".join(stems) if len(stems) <= 3 else f"{stems[0]}-and-{len(stems) - 1}-more"
+
+
+def _again(traces: tuple[Path, ...]) -> str:
+    return f"dit-analyze compare {shlex.join(map(str, traces))} -o figures"
 
 
 @contextmanager

@@ -46,7 +46,8 @@ def distances(trace: Trace, *, source: str | None = None, lag: int = 1, dask: An
         standard error of l1 over positions, which is 0 for exact ones. Where exact changes were taken over n of N
         elements, it is sqrt((1 - n / N) s^2 / n) with s^2 the variance of |d|. It is NaN where some sampled positions
         have no finite value, as of a text shorter than the longest, unless a pilot gave them weights of their own.
-        Coordinates name the layers and give the timestep and sigma of step t.
+        Coordinates name the layers, give the text, seed and image of a prompt, the timestep and sigma of step t, and
+        sigma_after, that of step t + lag.
 
     Raises:
         ValueError: An unknown source, or a lag that it cannot give.
@@ -130,6 +131,10 @@ def _dataset(
         "layer_type": ("layer", [layer.type for layer in trace.layers]),
         "timestep": ("transition", trace.timesteps[:-lag]),
         "sigma": ("transition", trace.sigmas[:-lag]),
+        "sigma_after": ("transition", trace.sigmas[lag:]),
+        "text": ("prompt", [prompt.text for prompt in trace.prompts]),
+        "seed": ("prompt", [prompt.seed for prompt in trace.prompts]),
+        "image": ("prompt", [prompt.image for prompt in trace.prompts]),
     }
     attributes = {
         "model": str(trace.run.settings.get("model", "")),

@@ -1,0 +1,230 @@
+"""What `dit-analyze compare` prints: how alike the curves of two or more traces are, for people or as JSON.
+
+Where schedulers differ the noise axis is the headline: at the same relative step two schedulers give different noise,
+and curves differ for that alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from dit_formats.console import harmless, plural
+from dit_formats.reader import open_trace
+
+from dit_analyzer.measures.axes import AXES
+from dit_analyzer.measures.concordance import concordance, mean_curves
+from dit_analyzer.measures.distance import distances
+from dit_analyzer.measures.pairing import ComparisonError
+from dit_analyzer.measures.paper import paper_view
+from dit_analyzer.measures.stability import stability
+
+NAMES = {"step": "relative step", "noise": "noise level"}
+SAME_NOISE = 0.01
+"""Noise levels closer than this at every relative step are called the same."""
+
+LITTLE_CONTRAST = 0.05
+"""Below this |d sigma| two schedulers are so alike that their traces say little of schedulers."""
+
+FEW = 6
+"""With fewer prompts no flipping of signs gives a p-value below 0.05."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trace to compare: its label, `paper_view`, and the scheduler that made it."""
+
+    label: str
+    view: xr.Dataset
+    scheduler: Any
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two traces: `stability` on each axis that was asked for, and why an axis is missing."""
+
+    one: Run
+    other: Run
+    found: dict[str, xr.Dataset]
+    missing: dict[str, str]
+
+    @property
+    def max_dsigma(self) -> float:
+        return next(iter(self.found.values()))["max_dsigma"].item()
+
+    @property
+    def schedulers_differ(self) -> bool:
+        return self.one.scheduler != self.other.scheduler
+
+    @property
+    def headline(self) -> str:
+        """The axis to look at first."""
+        other_noise = self.schedulers_differ or self.max_dsigma > SAME_NOISE
+        return "noise" if "noise" in self.found and other_noise else next(iter(self.found))
+
+
+def read(traces: Sequence[Path], source: str, dask: Any = None) -> list[Run]:
+    """The traces to compare, named by their files, or by their paths where two files have one name."""
+    stems = [path.resolve().stem for path in traces]
+    labels = stems if len(set(stems)) == len(stems) else list(map(str, traces))
+    runs = []
+    for path, label in zip(traces, labels):
+        with open_trace(path) as trace:
+            view = paper_view(distances(trace, source=source, dask=dask))
+            runs.append(Run(harmless(label), view, trace.run.settings.get("scheduler")))
+    return runs
+
+
+def draw(found: Sequence[Pair], runs: Sequence[Run], stem: Path, *, force: bool = False) -> list[Path]:
+    """Write the matrix of S on the headline's axis, and mean curves on all axes; the paths that were written.
+
+    The axis is noise if it is the headline of some pair.
+    """
+    from dit_analyzer.show import beside, figures
+
+    views, labels = [run.view for run in runs], [run.label for run in runs]
+    axes = [axis for axis in AXES if all(axis in pair.found for pair in found)]
+    if not axes:
+        raise ComparisonError("no axis on which all traces can be drawn together; compare fewer")
+    axis = "noise" if "noise" in axes and "noise" in [pair.headline for pair in found] else axes[0]
+    made = {
+        "concordance": beside.matrix(concordance(views, axis), labels, axis),
+        "curves": beside.overlaid([mean_curves(views, axis) for axis in axes], labels),
+    }
+    return [
+        path
+        for name, figure in made.items()
+        for path in figures.save(figure, stem.with_name(f"{stem.name}-{name}"), force=force)
+    ]
+
+
+def pairs(runs: Sequence[Run], axes: Sequence[str] = AXES) -> list[Pair]:
+    """Every two of the runs, compared.
+
+    Raises:
+        ComparisonError: Two of them cannot be, on any axis; it names them.
+    """
+    return [_pair(one, other, axes) for one, other in combinations(runs, 2)]
+
+
+def show(found: Sequence[Pair]) -> None:
+    """Print a table for each pair to stdout."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False, soft_wrap=True, width=max(Console().width, 110))
+    for pair in found:
+        console.print(Text(_head(pair), style="bold"))
+        table = Table(box=None, pad_edge=False, header_style="dim")
+        for name in ("", "S", "curves differ by", "level", "p", "verdict"):
+            table.add_column(name, justify="left" if name in ("", "verdict") else "right", no_wrap=True)
+        for axis, values in pair.found.items():
+            table.add_row(
+                Text(
+                    f"{NAMES[axis]}{', headline' if len(pair.found) > 1 and axis == pair.headline else ''}", style="dim"
+                )
+            )
+            for kind in values.kind.values:
+                table.add_row(*_cells(values.sel(kind=kind)))
+        console.print(table)
+        for note in _notes(pair):
+            console.print(Text(note, style="dim"))
+        console.print()
+
+
+def as_json(found: Sequence[Pair]) -> list[dict[str, Any]]:
+    """Pairs as plain values; what is missing is null."""
+    return [
+        {
+            "one": pair.one.label,
+            "other": pair.other.label,
+            "prompts": next(iter(pair.found.values()))["prompts"].item(),
+            "max_dsigma": _number(pair.max_dsigma),
+            "schedulers_differ": pair.schedulers_differ,
+            "headline": pair.headline,
+            "axes": {axis: _rows(values) for axis, values in pair.found.items()},
+            "notes": _notes(pair),
+        }
+        for pair in found
+    ]
+
+
+def _pair(one: Run, other: Run, axes: Sequence[str]) -> Pair:
+    found, missing = {}, {}
+    for axis in axes:
+        try:
+            found[axis] = stability(one.view, other.view, axis)
+        except ComparisonError as error:
+            missing[axis] = str(error)
+    if not found:
+        reason = next(iter(missing.values()))
+        raise ComparisonError(f"{one.label} and {other.label}: {reason}")
+    return Pair(one, other, found, missing)
+
+
+def _head(pair: Pair) -> str:
+    prompts = next(iter(pair.found.values()))["prompts"].item()
+    parts = [f"{pair.one.label} and {pair.other.label}", plural(prompts, "common prompt"), _noise(pair)]
+    return harmless(" · ".join(parts))
+
+
+def _noise(pair: Pair) -> str:
+    if np.isnan(pair.max_dsigma):
+        return "noise levels unknown"
+    schedulers = "schedulers differ" if pair.schedulers_differ else "same scheduler"
+    return f"{schedulers}, max |Δσ| {pair.max_dsigma:.3f} at the same relative step"
+
+
+def _cells(row: xr.Dataset) -> list[str]:
+    number = {name: float(row[name]) for name in row if name != "verdict"}
+    if np.isnan(number["s"]):
+        return [f"  {row.kind.item().upper()}", *["-"] * 4, "no common cell"]
+    s = f"{number['s']:.2f}" + _between(number["s_low"], number["s_high"])
+    d = f"×{np.exp(number['d']):.2f}" + _between(np.exp(number["d_low"]), np.exp(number["d_high"]))
+    p = "-" if np.isnan(number["p_value"]) else f"{number['p_value']:.3f}"
+    return [f"  {row.kind.item().upper()}", s, d, f"×{number['level']:.2f}", p, row["verdict"].item()]
+
+
+def _between(low: float, high: float) -> str:
+    return "" if np.isnan(low) else f" ({low:.2f} to {high:.2f})"
+
+
+def _notes(pair: Pair) -> list[str]:
+    """What a reader has to know about a pair, in sentences."""
+    values = next(iter(pair.found.values()))
+    prompts, left_out = values["prompts"].item(), int(values["cells_left_out"].sum())
+    notes = [f"no {NAMES[axis]}: {reason}" for axis, reason in pair.missing.items()]
+    for run in (pair.one, pair.other):
+        if run.view.sizes["prompt"] > prompts:
+            notes.append(f"{run.label}: {plural(run.view.sizes['prompt'] - prompts, 'prompt')} left out, not in both")
+    if pair.one.view.sizes["layer"] != pair.other.view.sizes["layer"]:
+        counts = " and ".join(str(run.view.sizes["layer"]) for run in (pair.one, pair.other))
+        notes.append(f"{counts} layers, compared at the same relative depth")
+    if prompts < 3:
+        notes.append("no interval and no verdict of fewer than 3 prompts; trace more with -n")
+    elif prompts < FEW:
+        notes.append("with fewer than 6 prompts p cannot be below 0.05; trace more with -n")
+    if pair.schedulers_differ and pair.max_dsigma < LITTLE_CONTRAST:
+        notes.append("the noise levels hardly differ, so this says little about schedulers")
+    if left_out:
+        notes.append(f"{plural(left_out, 'cell')} without a logarithm left out: no change, or no value")
+    return [harmless(note) for note in notes]
+
+
+def _rows(values: xr.Dataset) -> list[dict[str, Any]]:
+    rows = []
+    for kind in values.kind.values:
+        row = values.sel(kind=kind).drop_vars(("max_dsigma", "prompts"))
+        cells = {name: _number(value.item()) for name, value in row.data_vars.items() if name != "verdict"}
+        rows.append({"kind": str(kind)} | cells | {"verdict": row["verdict"].item()})
+    return rows
+
+
+def _number(value: float) -> float | None:
+    return value if np.isfinite(value) else None
