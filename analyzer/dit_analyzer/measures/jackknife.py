@@ -127,14 +127,6 @@ def replicate_error(whole: ArrayLike, without: ArrayLike, transform: str = "none
     return np.where(still, 0.0, error)
 
 
-def with_error(value: ArrayLike, error: ArrayLike, freedom: ArrayLike, transform: str, level: float = 0.95) -> Estimate:
-    """An estimate whose error on the scale is known, with so many degrees of freedom."""
-    value, error, freedom = (np.asarray(given, float) for given in (value, error, freedom))
-    _, back = _scale(transform)
-    low, high = (back(end) for end in _ends(value, stdtrit(freedom, (1 + level) / 2) * error, transform))
-    return Estimate(value, error, low, high, 0)
-
-
 def _ends(value: Floats, half: Floats, transform: str) -> tuple[Floats, Floats]:
     """Ends on the scale; where there is no error, both are the value, be it infinite there."""
     there, _ = _scale(transform)

@@ -6,13 +6,13 @@ transition (and branch and stream, before `paper_view`) of a kind.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from dit_analyzer.measures.jackknife import Estimate, from_replicates, replicate_error, with_error
+from dit_analyzer.measures.jackknife import Estimate, from_replicates
 
 Floats = NDArray[np.float64]
 
@@ -144,21 +144,25 @@ class _Kind:
     def _interval(self, sampled: xr.DataArray | None) -> tuple[Estimate, float]:
         """The CV with its interval, and the error that sampled positions cause.
 
-        The two errors add as squares on the log scale; degrees of freedom as of Welch (Biometrika 34, 1947).
+        Half the width on the log scale is the root of the sum of squares of what prompts and what positions ask for.
         """
         value = cell_cvs(self.mean, self.squares, self.n).mean()
-        over_prompts = from_replicates(value, self.without_each(), "log")
+        found = from_replicates(value, self.without_each(), "log")
         if sampled is None:
-            return over_prompts, 0.0
-        groups = [
-            cell_cvs(x.mean(0), ((x - x.mean(0)) ** 2).sum(0), self.n).mean()
-            for x in (group[:, self.used] for group in sampled.values)
-        ]
-        error = float(replicate_error(value, groups, "log"))
-        parts = np.array([over_prompts.error, error])
-        total = np.sqrt((parts**2).sum())
-        freedom = total**4 / (parts**4 / np.array([max(self.n - 1, 1), len(groups) - 1])).sum() if total > 0 else 1.0
-        return with_error(value, total, freedom, "log"), error
+            return found, 0.0
+        groups = np.array([self._cv_of(group[:, self.used]) for group in sampled.values])
+        of_positions = from_replicates(value, groups, "log")
+        if value == 0:
+            return found, float(of_positions.error)
+        half = np.hypot(np.log(found.high / value), np.log(of_positions.high / value))
+        low, high = value * np.exp(-half), value * np.exp(half)
+        error = np.hypot(found.error, of_positions.error)
+        return replace(found, error=error, low=low, high=high), float(of_positions.error)
+
+    def _cv_of(self, values: Floats) -> float:
+        """The CV of (prompt, cell)."""
+        mean = values.mean(0)
+        return float(cell_cvs(mean, ((values - mean) ** 2).sum(0), self.n).mean())
 
     def without_each(self) -> Floats:
         """The CV with each prompt left out, (prompt); NaN where a single one would be left."""
