@@ -13,8 +13,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dit_analyzer.measures.audit import audit
+    from dit_analyzer.measures.components import components
     from dit_analyzer.measures.distance import distances
+    from dit_analyzer.measures.jackknife import jackknife_t
     from dit_analyzer.measures.paper import paper_view
+    from dit_analyzer.measures.published import as_published
+    from dit_analyzer.measures.sampled import left_out_positions, mean_curves, position_error
     from dit_analyzer.measures.signals import branch_cosines, signals, step_cosines
     from dit_analyzer.measures.variation import variation
 
@@ -22,11 +27,32 @@ _HOMES = {
     "distances": "distance",
     "paper_view": "paper",
     "variation": "variation",
+    "components": "components",
+    "jackknife_t": "jackknife",
+    "left_out_positions": "sampled",
+    "mean_curves": "sampled",
+    "position_error": "sampled",
+    "audit": "audit",
+    "as_published": "published",
     "signals": "signals",
     "branch_cosines": "signals",
     "step_cosines": "signals",
 }
-__all__ = ["branch_cosines", "distances", "paper_view", "signals", "step_cosines", "variation"]
+__all__ = [
+    "as_published",
+    "audit",
+    "branch_cosines",
+    "components",
+    "distances",
+    "jackknife_t",
+    "left_out_positions",
+    "mean_curves",
+    "paper_view",
+    "position_error",
+    "signals",
+    "step_cosines",
+    "variation",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -11,12 +11,16 @@ from dataclasses import dataclass
 
 import numpy as np
 import xarray as xr
+from dit_formats.console import plural
 from dit_formats.reader import Trace
 
 from dit_analyzer.measures.distance import distances
 
 NORMAL = 1.96
 """A standard normal variable is within -1.96 to 1.96 in 95 % of all cases."""
+
+ROUNDING = 1e-3
+"""Relative difference that sums in other orders, or half precision, may leave where the sample holds all elements."""
 
 PROMPTS = 8
 """Prompts that are looked at, evenly spread: positions are common, so more of them tell little more."""
@@ -62,6 +66,26 @@ class Audit:
     inside: float
     off: float
     worst: tuple[Worst, ...]
+
+    @property
+    def plausible(self) -> bool:
+        """Whether z may well be standard normal; that its mean and spread stray somewhat is no wonder, for the cells of
+        an activation stray together."""
+        if not self.cells:
+            return self.off < ROUNDING
+        return not (self.inside < 0.85 or abs(self.mean) > 4 * self.mean_error) and self.off < ROUNDING
+
+    def __str__(self) -> str:
+        if not self.cells:
+            return (
+                f"holds all elements; exact values differ by {self.off:.1g} of them at most"
+                if self.whole
+                else "is empty"
+            )
+        off = "" if np.isnan(self.mean_error) else f" ± {self.mean_error:.2f}"
+        of = f"{plural(self.sampled, 'activation')} of {plural(self.prompts, 'prompt')}"
+        told = f"z {self.mean:+.2f}{off}, spread {self.spread:.2f}, {self.inside:.1%} within ±{NORMAL}"
+        return f"against exact, {told}; {of}"
 
 
 def audit(trace: Trace, *, prompts: int = PROMPTS, worst: int = 3) -> Audit:

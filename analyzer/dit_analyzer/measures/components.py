@@ -20,6 +20,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from dit_analyzer.measures.design import crossed
 from dit_analyzer.measures.jackknife import from_replicates
 
 Floats = NDArray[np.float64]
@@ -51,25 +52,27 @@ def components(view: xr.Dataset) -> xr.Dataset:
         with one seed holds what is left over;
         cv_seed: by how much the seeds of one text differ, from all terms with the seed; NaN if it was not varied;
         icc_pattern: share of the variance of log L1 over (layer, transition) and all else that is the model's pattern;
-        each with _low and _high, a 95 % interval (leave-one-text-out jackknife on the log, of ICC on atanh),
-        which does not know how a choice of other seeds would move cv_seed;
+        each with _low and _high, a 95 % interval (leave-one-text-out jackknife on the log, on the square where a CV
+        comes out 0 without some text, of ICC on atanh); that of cv_seed knows nothing of other seeds that might have
+        been chosen;
         s2 (kind, effect), the components, which may come out negative and then count as 0; s2_pattern;
         layers, transitions: how many were used. Attributes: design, and how many texts and seeds.
 
     Raises:
         ValueError: Fewer than two prompts.
     """
-    l1 = view["l1"].transpose("prompt", "kind", "layer", "transition")
-    if l1.sizes["prompt"] < 2:
+    apart, design = crossed(view[["l1"]])
+    l1 = apart["l1"].transpose("kind", "prompt", "seed", "layer", "transition")
+    texts, seeds = l1.sizes["prompt"], l1.sizes["seed"]
+    if texts < 2:
         raise ValueError("components of variance need two prompts or more; trace more with -n")
-    places, design = _design(l1)
-    effects = effects_of((2, places.shape[1], 2, 2))
-    found = [_of_kind(l1.values[places][:, :, kind], effects) for kind in range(l1.sizes["kind"])]
+    effects = effects_of((2, seeds, 2, 2))
+    found = [_of_kind(values, effects) for values in l1.values]
     variables = {name: ("kind", np.array([row[name] for row in found])) for name in found[0] if name != "s2"}
     return xr.Dataset(
         variables | {"s2": (("kind", "effect"), np.array([row["s2"] for row in found]))},
         {"kind": l1["kind"], "effect": ["".join(FACTORS[factor] for factor in effect) for effect in effects]},
-        view.attrs | {"design": design, "texts": places.shape[0], "seeds": places.shape[1]},
+        view.attrs | {"design": design, "texts": texts, "seeds": seeds},
     )
 
 
@@ -78,23 +81,6 @@ def effects_of(shape: tuple[int, ...]) -> list[Effect]:
     factors = [factor for factor, levels in enumerate(shape) if levels > 1]
     sets = (one for size in range(1, len(factors) + 1) for one in combinations(factors, size))
     return [one for one in sets if PROMPT in one or SEED in one]
-
-
-def _design(l1: xr.DataArray) -> tuple[NDArray[np.intp], str]:
-    """Places of the prompts, (text, seed), and what the design is in words."""
-    alone = np.arange(l1.sizes["prompt"])[:, None]
-    if "text" not in l1.coords or "seed" not in l1.coords:
-        return alone, "seeds not known"
-    images = l1["image"].values.tolist() if "image" in l1.coords else [0] * len(alone)
-    keys = list(zip(l1["text"].values.tolist(), zip(l1["seed"].values.tolist(), images)))
-    at = {key: place for place, key in enumerate(keys)}
-    seeds = list(dict.fromkeys(seed for _, seed in keys))
-    if len(seeds) == 1:
-        return alone, "seed not varied"
-    whole = [text for text in dict.fromkeys(text for text, _ in keys) if all((text, seed) in at for seed in seeds)]
-    if len(whole) < 2:
-        return alone, "prompts and seeds vary together and cannot be told apart; trace each prompt with --seeds"
-    return np.array([[at[text, seed] for seed in seeds] for text in whole]), "prompts by seeds"
 
 
 def _of_kind(l1: Floats, effects: list[Effect]) -> dict[str, object]:
@@ -110,7 +96,10 @@ def _of_kind(l1: Floats, effects: list[Effect]) -> dict[str, object]:
     whole, s2 = squares.numbers()
     without = [squares.numbers(left)[0] for left in range(len(y))] if len(y) > 2 else []
     for name, scale in SCALES.items():
-        found = from_replicates(whole[name], [one[name] for one in without], scale)
+        rest = [one[name] for one in without]
+        if scale == "log" and 0 in (whole[name], *rest):
+            scale = "square"
+        found = from_replicates(whole[name], rest, scale)
         result |= {name: whole[name], f"{name}_low": float(found.low), f"{name}_high": float(found.high)}
     return result | {"s2_pattern": whole["s2_pattern"], "s2": [s2.get(effect, np.nan) for effect in effects]}
 

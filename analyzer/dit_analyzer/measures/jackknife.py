@@ -47,6 +47,7 @@ class Estimate:
     Args:
         value: Of all data.
         error: Standard error on the scale on which the interval was made; on a log scale it is a relative error.
+        bias: On that scale, what the value is too large by, as far as replicates tell: (n - 1) (mean_i g(T_i) - g(T)).
         low, high: Ends of the interval, on the scale of `value`.
         replicates: How many parts were left out, one at a time; the interval is Student's with one degree less.
     """
@@ -55,6 +56,7 @@ class Estimate:
     error: Floats
     low: Floats
     high: Floats
+    bias: Floats
     replicates: int
 
 
@@ -96,35 +98,39 @@ def jackknife_t(
     return from_replicates(whole, np.array(rest).reshape(len(rest), *whole.shape), transform, level=level)
 
 
-def from_replicates(whole: ArrayLike, without: ArrayLike, transform: str = "none", *, level: float = 0.95) -> Estimate:
+def from_replicates(
+    whole: ArrayLike, without: ArrayLike, transform: str = "none", *, level: float = 0.95, bias: bool = False
+) -> Estimate:
     """The same where the statistic was computed already.
 
     Args:
         whole: Of all data, of any shape.
         without: With each unit left out, (unit, ...).
+        bias: Whether the error shall hold the bias too, as the root of the sum of squares. A CV, say, is the larger the
+            fewer positions it comes from.
     """
     value, rest = np.asarray(whole, float), np.asarray(without, float)
     n = len(rest)
     if n < 2:
         nothing = np.full(value.shape, np.nan)
-        return Estimate(value, nothing, nothing, nothing, n)
-    error = replicate_error(value, rest, transform)
+        return Estimate(value, nothing, nothing, nothing, nothing, n)
+    error, off = _error(value, rest, transform)
+    error = np.hypot(error, off) if bias else error
     _, back = _scale(transform)
-    half = stdtrit(n - 1, (1 + level) / 2) * error
-    low, high = (back(end) for end in _ends(value, half, transform))
-    return Estimate(value, error, low, high, n)
+    low, high = (back(end) for end in _ends(value, stdtrit(n - 1, (1 + level) / 2) * error, transform))
+    return Estimate(value, error, low, high, off, n)
 
 
-def replicate_error(whole: ArrayLike, without: ArrayLike, transform: str = "none") -> Floats:
-    """Standard error on the scale, from values with each unit left out, (unit, ...); NaN where one is not finite."""
+def _error(value: Floats, rest: Floats, transform: str) -> tuple[Floats, Floats]:
+    """Standard error and bias on the scale, from values with each unit left out; NaN where one is not finite."""
     there, _ = _scale(transform)
-    value, rest = np.asarray(whole, float), np.asarray(without, float)
     n = len(rest)
     with np.errstate(divide="ignore", invalid="ignore"):
         moved = there(rest)
         error = np.sqrt((n - 1) / n * ((moved - moved.mean(0)) ** 2).sum(0))
+        bias = (n - 1) * (moved.mean(0) - there(value))
     still = (rest == value).all(0)  # also at 0 on a log scale, and at 1 on that of atanh
-    return np.where(still, 0.0, error)
+    return np.where(still, 0.0, error), np.where(still, 0.0, bias)
 
 
 def _ends(value: Floats, half: Floats, transform: str) -> tuple[Floats, Floats]:

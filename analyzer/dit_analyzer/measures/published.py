@@ -42,8 +42,8 @@ def as_published(view: xr.Dataset, prompts: int = PROMPTS) -> xr.Dataset:
         ratio = l1.std("prompt", ddof=0, skipna=False) / l1.mean("prompt", skipna=False)
         there = recorded.any("prompt")
         lost = (there & ratio.isnull()).any(("layer", "transition"))
-        script = l1.copy(data=running_mean(l1.values)[None].repeat(len(l1), 0)).isel(prompt=0, drop=True)
         mean = view["l1"].transpose(*l1.dims).mean("prompt", skipna=False)
+        script = mean.copy(data=running_mean(l1.values))
         return xr.Dataset(
             {
                 "cv_script": ratio.where(there).mean(("layer", "transition")).where(~lost),

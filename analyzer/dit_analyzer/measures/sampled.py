@@ -18,7 +18,7 @@ from dit_formats.reader import Trace
 
 from dit_analyzer.measures.distance import AXES, Asked, distances
 from dit_analyzer.measures.groups import GROUPS, LEFT_OUT_VARIABLES, answer_by_group
-from dit_analyzer.measures.jackknife import Estimate, from_replicates, replicate_error
+from dit_analyzer.measures.jackknife import Estimate, from_replicates
 
 
 def left_out_positions(
@@ -63,8 +63,8 @@ def position_error(
 ) -> Estimate:
     """Any statistic of the sampled tensors, with the error that comes from sampling positions.
 
-    By `jackknife` over groups of positions, spread over channels, with Student's t of groups - 1. It does not hold the
-    error of having some prompts and not others.
+    By `jackknife` over groups of positions, spread over channels, with Student's t of groups - 1; it holds what a
+    finite sample biases the statistic by. It does not hold the error of having some prompts and not others.
 
     Args:
         statistic: From what `distances(trace, source="sample")` gives, less l1_se and cosine, to a number or an array.
@@ -79,7 +79,7 @@ def position_error(
     without = left_out_positions(trace, groups=groups, lag=lag, dask=dask)
     whole = distances(trace, source="sample", lag=lag, dask=dask).drop_vars(["l1_se", "cosine"])
     rest = [np.asarray(statistic(without.isel(group=group)), float) for group in range(groups)]
-    return from_replicates(np.asarray(statistic(whole), float), np.array(rest), transform)
+    return from_replicates(np.asarray(statistic(whole), float), np.array(rest), transform, bias=True)
 
 
 def mean_curves(ds: xr.Dataset, without: xr.Dataset | None = None) -> xr.Dataset:
@@ -150,4 +150,4 @@ def _known_error(ds: xr.Dataset) -> tuple[xr.DataArray, xr.DataArray]:
 
 def _jackknife(without: xr.DataArray, whole: xr.DataArray, transform: str) -> xr.DataArray:
     without = without.transpose("group", *whole.dims)
-    return whole.copy(data=replicate_error(whole.values, without.values, transform))
+    return whole.copy(data=from_replicates(whole.values, without.values, transform).error)

@@ -12,6 +12,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from dit_analyzer.measures.design import CROSSED, crossed
 from dit_analyzer.measures.jackknife import Estimate, from_replicates
 
 Floats = NDArray[np.float64]
@@ -30,8 +31,8 @@ def variation(ds: xr.Dataset, without: xr.Dataset | None = None) -> xr.Dataset:
     """Coefficient of variation (CV) of `l1` over prompts, per cell and per kind.
 
     Cells where some prompt's l1 is zero or not finite are counted and left out, never changed: see `REASONS` and
-    `left_out`. Prompts are taken as independent: of a trace that has the same texts under several seeds, choose one
-    seed, or ask `components`.
+    `left_out`. If the same texts were run under several seeds, CVs are over texts at each seed, as the paper's are at
+    its only one, and seed is one more dimension of a cell; what seeds do, `components` tells.
 
     Args:
         ds: `distances` or `paper_view`, with N prompts.
@@ -43,7 +44,8 @@ def variation(ds: xr.Dataset, without: xr.Dataset | None = None) -> xr.Dataset:
         Per kind:
         cv, the mean of cell_cv, with cv_low and cv_high, its 95 % interval (leave-one-prompt-out jackknife of log CV,
         Student's t; NaN with two prompts), and cv_error, the standard error of log cv;
-        cv_position_error, the part of it that sampled positions cause (0 if they are not asked for);
+        cv_position_error, the part of it that sampled positions cause, with the bias that they bring (0 if they are not
+        asked for);
         cv_published, as the paper's script computes Table 2 (arXiv 2411.13588): the mean of the cells' s / mean with N
         degrees of freedom, not corrected, which at N = 10 is 7 % too low;
         cv_median, median of cell_cv, and cv_ratio, mean s / mean l1 over cells: both little moved by cells near zero;
@@ -52,14 +54,14 @@ def variation(ds: xr.Dataset, without: xr.Dataset | None = None) -> xr.Dataset:
     Raises:
         ValueError: Fewer than two prompts.
     """
-    l1 = ds["l1"]
+    ds, design = _by_seed(ds)
+    l1 = ds["l1"].transpose("prompt", "kind", ...)
     prompts = l1.sizes["prompt"]
     if prompts < 2:
         raise ValueError("a coefficient of variation needs two prompts or more; trace more with -n")
-    l1 = l1.transpose("prompt", "kind", ...)
     reason = _reasons(l1, ds.get("count"))
     cells = [_Kind(l1.isel(kind=kind), reason.isel(kind=kind)) for kind in range(l1.sizes["kind"])]
-    sampled = None if without is None else without["l1"].transpose("group", "prompt", "kind", ...)
+    sampled = None if without is None else _by_seed(without)[0]["l1"].transpose("group", "prompt", "kind", ...)
     found = [
         cell.numbers(None if sampled is None else sampled.isel(kind=kind).transpose("group", *cell.axes))
         for kind, cell in enumerate(cells)
@@ -70,7 +72,7 @@ def variation(ds: xr.Dataset, without: xr.Dataset | None = None) -> xr.Dataset:
     cell_cv = xr.concat([cell.cell_cv for cell in cells], "kind") if cells else l1.isel(prompt=0, drop=True)
     return xr.Dataset(
         {"cell_cv": cell_cv.assign_coords(kind=l1["kind"]), "reason": reason} | variables | counts,
-        attrs=ds.attrs | {"prompts": prompts, "reasons": ", ".join(REASONS)},
+        attrs=ds.attrs | {"prompts": prompts, "design": design, "reasons": ", ".join(REASONS)},
     )
 
 
@@ -84,7 +86,7 @@ class LeftOut:
     why: str
     transitions: tuple[int, ...]
     where: str = ""
-    """Branch and stream, if they are apart."""
+    """Branch, stream and seed, if they are apart."""
 
     def __str__(self) -> str:
         name = f" ({self.name})" if self.name else ""
@@ -100,7 +102,7 @@ def left_out(found: xr.Dataset) -> list[LeftOut]:
     rows = []
     for at in np.ndindex(*reason.shape[:-1]):
         line = reason[at]
-        where = " ".join(str(line[axis].item()) for axis in others)
+        where = " ".join(f"{axis} {line[axis].item()}" for axis in others)
         for place in range(1, len(REASONS)):
             steps = tuple(line.transition.values[line.values == place].tolist())
             if steps:
@@ -151,7 +153,7 @@ class _Kind:
         if sampled is None:
             return found, 0.0
         groups = np.array([self._cv_of(group[:, self.used]) for group in sampled.values])
-        of_positions = from_replicates(value, groups, "log")
+        of_positions = from_replicates(value, groups, "log", bias=True)
         if value == 0:
             return found, float(of_positions.error)
         half = np.hypot(np.log(found.high / value), np.log(of_positions.high / value))
@@ -182,6 +184,12 @@ class _Kind:
 def cell_cvs(mean: Floats, squares: Floats, n: int) -> Floats:
     """(1 + 1 / 4N) s / mean, from the mean of N values and the sum of squares about it."""
     return (1 + 1 / (4 * n)) * np.sqrt(squares / (n - 1)) / mean
+
+
+def _by_seed(ds: xr.Dataset) -> tuple[xr.Dataset, str]:
+    """With seeds apart if they are crossed with texts, and the design in words."""
+    apart, design = crossed(ds[[name for name in ("l1", "count") if name in ds]])
+    return (apart if design == CROSSED else ds), design
 
 
 def _but_rounding(squares: Floats, of: Floats, share: float) -> Floats:
