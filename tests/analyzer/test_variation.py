@@ -69,7 +69,9 @@ def test_interval_ignores_scale_and_order_of_prompts() -> None:
 
 
 def test_interval_is_the_jackknife_of_its_definition() -> None:
+    """Of one prompt apart from the others, for which the jackknife's error is larger than that of normal values."""
     values = np.random.default_rng(0).lognormal(sigma=0.2, size=(7, 3, 4))
+    values[3] *= 4
     found = variation(curves(values))
 
     def cv(kept: np.ndarray) -> float:
@@ -80,6 +82,15 @@ def test_interval_is_the_jackknife_of_its_definition() -> None:
     got = [found[name].item() for name in ("cv", "cv_low", "cv_high", "cv_error")]
     np.testing.assert_allclose(got, [expected.value, expected.low, expected.high, expected.error], rtol=1e-9)
     assert found["cv_low"] < found["cv"] < found["cv_high"]
+
+
+def test_error_is_at_least_that_of_normal_values() -> None:
+    """Of one cell it is 1 / sqrt(2 (N - 1)); of prompts that are of two sorts the jackknife would find none."""
+    values = np.tile([1.0, 2.0], 5).reshape(10, 1, 1)
+    one, many = (variation(curves(values * np.ones((1, *size))))["cv_error"].item() for size in ((1, 1), (3, 4)))
+    assert one == pytest.approx(many) == pytest.approx(1 / np.sqrt(18))
+    apart = np.random.default_rng(0).normal(1, 0.1, (10, 30, 30))
+    assert variation(curves(apart))["cv_error"].item() < 0.15 / np.sqrt(18), "of cells that have nothing in common"
 
 
 def test_interval_is_not_known_with_two_prompts() -> None:

@@ -99,7 +99,13 @@ def jackknife_t(
 
 
 def from_replicates(
-    whole: ArrayLike, without: ArrayLike, transform: str = "none", *, level: float = 0.95, bias: bool = False
+    whole: ArrayLike,
+    without: ArrayLike,
+    transform: str = "none",
+    *,
+    level: float = 0.95,
+    bias: bool = False,
+    least: ArrayLike = 0.0,
 ) -> Estimate:
     """The same where the statistic was computed already.
 
@@ -108,6 +114,7 @@ def from_replicates(
         without: With each unit left out, (unit, ...).
         bias: Whether the error shall hold the bias too, as the root of the sum of squares. A CV, say, is the larger the
             fewer positions it comes from.
+        least: Error on the scale that is known to be there at least.
     """
     value, rest = np.asarray(whole, float), np.asarray(without, float)
     n = len(rest)
@@ -115,7 +122,7 @@ def from_replicates(
         nothing = np.full(value.shape, np.nan)
         return Estimate(value, nothing, nothing, nothing, nothing, n)
     error, off = _error(value, rest, transform)
-    error = np.hypot(error, off) if bias else error
+    error = np.maximum(np.hypot(error, off) if bias else error, least)
     _, back = _scale(transform)
     low, high = (back(end) for end in _ends(value, stdtrit(n - 1, (1 + level) / 2) * error, transform))
     return Estimate(value, error, low, high, off, n)
