@@ -136,6 +136,7 @@ def of_positions(repeats: int, seed: int) -> Iterator[dict[str, Any]]:
     true = np.stack([abs(np.diff(x.astype("f8"))).mean((0, 1)) for x in whole])  # (prompt, transition)
     wanted = {"mean over prompts": true.mean(0), "ratio of steps": _ratio(true.mean(0)), "cv": cv_of(true)}
     inside: dict[str, list[Any]] = {"one activation": [], **{name: [] for name in wanted}}
+    off, told = ({name: [] for name in inside} for _ in range(2))
     for _ in range(repeats):
         token, channel = scatter(rng)
         weight = np.full(POSITIONS, 1 / POSITIONS)
@@ -143,6 +144,8 @@ def of_positions(repeats: int, seed: int) -> Iterator[dict[str, Any]]:
         samples = whole[:, token, channel]
         means = np.stack([positions.means(x, 1) for x in samples])
         inside["one activation"].append(abs(means[:, 0] - true) <= 1.96 * means[:, -1])
+        off["one activation"].append(means[:, 0] - true)
+        told["one activation"].append(means[:, -1])
         members, missing = member_weights(weight, channel, GROUPS), 1 - POSITIONS / TOKENS / CHANNELS
         rest = np.stack([without_each(x, members, missing, 1)[0] for x in samples], 1)  # (group, prompt, transition)
         got = {
@@ -152,10 +155,14 @@ def of_positions(repeats: int, seed: int) -> Iterator[dict[str, Any]]:
         }
         for name, one in got.items():
             inside[name].append((one.low <= wanted[name]) & (wanted[name] <= one.high))
+            off[name].append(one.value / wanted[name] - 1 if name != "mean over prompts" else one.value - wanted[name])
+            told[name].append(one.error)
     for name, held in inside.items():
         per_draw = np.array(held).reshape(repeats, -1).mean(1)  # what one draw covers stands or falls together
         error = max(per_draw.std(ddof=1) / np.sqrt(repeats), 1 / repeats)
-        yield {"what": name, "positions": POSITIONS, "coverage": float(per_draw.mean()), "coverage_error": float(error)}
+        wide = np.sqrt((np.array(told[name]) ** 2).mean() / (np.array(off[name]) ** 2).mean())
+        row = {"coverage": float(per_draw.mean()), "coverage_error": float(error), "told_by_true": float(wide)}
+        yield {"what": name, "positions": POSITIONS} | row
 
 
 def _ratio(mean: Floats) -> Floats:
@@ -182,7 +189,8 @@ def main() -> None:
         print(f"{name:16}{row['tail']:>8}{row['prompts']:9}{_covered(row):>20}{bias:>18}")
     print("* covered by the percentile bootstrap\n")
     for row in sampled:
-        print(f"{row['what']:24}{row['positions']:9}{_covered(row):>20}")
+        wide = f"error told / true {row['told_by_true']:.2f}"
+        print(f"{row['what']:24}{row['positions']:9}{_covered(row):>20}{wide:>26}")
     (headline,) = (row for row in rows if (row["what"], row["prompts"], row["tail"]) == ("cv", 10, "normal"))
     print(f"\n{'reached' if headline['coverage'] >= TARGET else 'NOT REACHED'}: {TARGET} at 10 prompts")
 

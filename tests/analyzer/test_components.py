@@ -134,6 +134,10 @@ def test_nothing_to_take_the_log_of_gives_nan(value: float) -> None:
     assert np.isnan(found["cv_level"].item()) and found["layers"].item() == 0
 
 
+def test_no_kinds_have_no_components() -> None:
+    assert components(dataset(np.ones((3, 1, 2, 2))).isel(kind=[]))["s2"].shape == (0, 4)
+
+
 def test_equal_prompts_have_no_variance() -> None:
     found = components(dataset(np.broadcast_to(np.array([1.0, 2, 3]), (4, 1, 2, 3)))).isel(kind=0)
     assert found["cv_level"].item() == found["cv_shape"].item() == 0 and found["icc_pattern"].item() == 1

@@ -144,6 +144,10 @@ def test_nothing_but_nan_has_no_cv() -> None:
     assert np.isnan(found["cv"].item()) and found["cells"].item() == 0
 
 
+def test_no_kinds_have_no_cv() -> None:
+    assert variation(curves(np.ones((3, 2, 2))).isel(kind=[]))["cells"].size == 0
+
+
 def test_one_cell_and_many_prompts_have_a_cv() -> None:
     values = np.random.default_rng(0).lognormal(sigma=0.3, size=(2000, 1, 1))
     found = variation(curves(values))

@@ -68,9 +68,10 @@ def components(view: xr.Dataset) -> xr.Dataset:
         raise ValueError("components of variance need two prompts or more; trace more with -n")
     effects = effects_of((2, seeds, 2, 2))
     found = [_of_kind(values, effects) for values in l1.values]
-    variables = {name: ("kind", np.array([row[name] for row in found])) for name in found[0] if name != "s2"}
+    names = [name for name in (found[0] if found else ()) if name != "s2"]
+    s2 = np.array([row["s2"] for row in found]).reshape(len(found), len(effects))
     return xr.Dataset(
-        variables | {"s2": (("kind", "effect"), np.array([row["s2"] for row in found]))},
+        {name: ("kind", np.array([row[name] for row in found])) for name in names} | {"s2": (("kind", "effect"), s2)},
         {"kind": l1["kind"], "effect": ["".join(FACTORS[factor] for factor in effect) for effect in effects]},
         view.attrs | {"design": design, "texts": texts, "seeds": seeds},
     )
