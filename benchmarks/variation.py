@@ -9,8 +9,8 @@ percentile bootstrap.
 Positions: tensors of 1024 tokens by 384 channels at 8 steps of 5 prompts, with channels of unequal size, three of them
 massive, a smooth field over tokens, and noise that is partly common to the prompts; drawn anew, a sample of 4096
 positions, spread evenly over tokens and channels, again and again. How often is the whole tensor's number within the
-sample's interval: of one activation by its formula; of the mean over prompts, the ratio of two steps, and the CV, by
-leaving groups of positions out?
+sample's interval: of one activation, the mean over prompts and the ratio of two steps of it by their formula; of these
+and of the CV by leaving groups of positions out?
 
 Every coverage has its own Monte-Carlo error, one standard deviation.
 
@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 from dit_analyzer import components, variation
+from dit_analyzer.measures.curves import errors_of
 from dit_analyzer.measures.groups import GROUPS, member_weights, without_each
 from dit_analyzer.measures.jackknife import from_replicates
 from dit_analyzer.measures.positions import Positions
@@ -134,7 +135,9 @@ def of_positions(repeats: int, seed: int) -> Iterator[dict[str, Any]]:
     rng = np.random.default_rng([seed, 99])
     whole = tensors(rng)
     true = np.stack([abs(np.diff(x.astype("f8"))).mean((0, 1)) for x in whole])  # (prompt, transition)
-    wanted = {"mean over prompts": true.mean(0), "ratio of steps": _ratio(true.mean(0)), "cv": cv_of(true)}
+    mean, ratio = true.mean(0), _ratio(true.mean(0))
+    wanted = {"mean, formula": mean, "ratio, formula": ratio, "mean, groups": mean, "ratio, groups": ratio}
+    wanted |= {"cv, groups": cv_of(true)}
     inside: dict[str, list[Any]] = {"one activation": [], **{name: [] for name in wanted}}
     off, told = ({name: [] for name in inside} for _ in range(2))
     for _ in range(repeats):
@@ -146,16 +149,24 @@ def of_positions(repeats: int, seed: int) -> Iterator[dict[str, Any]]:
         inside["one activation"].append(abs(means[:, 0] - true) <= 1.96 * means[:, -1])
         off["one activation"].append(means[:, 0] - true)
         told["one activation"].append(means[:, -1])
+        change = abs(np.diff(samples.astype("f8"))).mean(0)
+        mean, ratio = means[:, 0].mean(0), _ratio(means[:, 0].mean(0))
+        se, ratio_se = errors_of(change, positions)
+        for name, value, error in (("mean", mean, se), ("ratio", ratio, ratio_se[1:] * ratio)):
+            true_value = wanted[f"{name}, formula"]
+            inside[f"{name}, formula"].append(abs(value - true_value) <= 1.96 * error)
+            off[f"{name}, formula"].append(value / true_value - 1)
+            told[f"{name}, formula"].append(error / value)
         members, missing = member_weights(weight, channel, GROUPS), 1 - POSITIONS / TOKENS / CHANNELS
         rest = np.stack([without_each(x, members, missing, 1)[0] for x in samples], 1)  # (group, prompt, transition)
         got = {
-            "mean over prompts": from_replicates(means[:, 0].mean(0), rest.mean(1)),
-            "ratio of steps": from_replicates(_ratio(means[:, 0].mean(0)), _ratio(rest.mean(1)), "log"),
-            "cv": from_replicates(cv_of(means[:, 0]), cv_of(rest), "log", bias=True),
+            "mean, groups": from_replicates(means[:, 0].mean(0), rest.mean(1)),
+            "ratio, groups": from_replicates(_ratio(means[:, 0].mean(0)), _ratio(rest.mean(1)), "log"),
+            "cv, groups": from_replicates(cv_of(means[:, 0]), cv_of(rest), "log", bias=True),
         }
         for name, one in got.items():
             inside[name].append((one.low <= wanted[name]) & (wanted[name] <= one.high))
-            off[name].append(one.value / wanted[name] - 1 if name != "mean over prompts" else one.value - wanted[name])
+            off[name].append(one.value / wanted[name] - 1 if name != "mean, groups" else one.value - wanted[name])
             told[name].append(one.error)
     for name, held in inside.items():
         per_draw = np.array(held).reshape(repeats, -1).mean(1)  # what one draw covers stands or falls together

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from dit_analyzer.measures.jackknife import jackknife_t
     from dit_analyzer.measures.paper import paper_view
     from dit_analyzer.measures.published import as_published
-    from dit_analyzer.measures.sampled import left_out_positions, mean_curves, position_error
+    from dit_analyzer.measures.sampled import left_out_positions, mean_curves, position_error, position_errors
     from dit_analyzer.measures.signals import branch_cosines, signals, step_cosines
     from dit_analyzer.measures.variation import variation
 
@@ -32,6 +32,7 @@ _HOMES = {
     "left_out_positions": "sampled",
     "mean_curves": "sampled",
     "position_error": "sampled",
+    "position_errors": "sampled",
     "audit": "audit",
     "as_published": "published",
     "signals": "signals",
@@ -49,6 +50,7 @@ __all__ = [
     "mean_curves",
     "paper_view",
     "position_error",
+    "position_errors",
     "signals",
     "step_cosines",
     "variation",

@@ -9,8 +9,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray as xr
-from dit_analyzer import audit, distances, left_out_positions, mean_curves, paper_view, position_error, variation
+from dit_analyzer import (
+    audit,
+    distances,
+    left_out_positions,
+    mean_curves,
+    paper_view,
+    position_error,
+    position_errors,
+    variation,
+)
 from dit_analyzer.measures.groups import member_weights, without_each
+from dit_analyzer.measures.positions import Positions
 from dit_formats import IncompleteError, open_trace
 from dit_formats.schema import Shard
 from dit_formats.writer import write_shard
@@ -125,6 +135,36 @@ def test_mean_over_prompts_carries_both_errors(trace: Path) -> None:
     assert mean_curves(ds)["ratio_se_positions"].isnull().all()
     off = abs(found["l1"] - known["l1"]) / found["se_positions"]
     assert float((off < 2.1).mean()) > 0.8
+
+
+def test_error_of_a_mean_over_prompts_is_that_of_the_means_of_positions(trace: Path) -> None:
+    with open_trace(trace) as opened:
+        found, one = position_errors(opened, lag=2), position_errors(opened)
+        x = np.stack([opened.samples("latent", prompt)[0, 1, 0] for prompt in range(PROMPTS)]).astype(float)
+        ds, without = distances(opened, source="sample"), left_out_positions(opened)
+    _, channel = positions()
+    change = abs(x[..., 2:] - x[..., :-2]).mean(0)
+    missing = 1 - POSITIONS / (TOKENS * CHANNELS)
+    variances = [change[channel == c].var(0, ddof=1) * (channel == c).sum() for c in range(CHANNELS)]
+    expected = np.sqrt(missing * np.sum(variances, 0)) / POSITIONS
+    np.testing.assert_allclose(found["se"].sel(branch="cond", stream="latent", kind="v", layer=0), expected)
+    formula, jackknife = mean_curves(ds, one), mean_curves(ds, without)
+    for name in ("se_positions", "ratio_se_positions"):
+        ratio = (formula[name] / jackknife[name]).values
+        assert 0.8 < np.sqrt(np.nanmean(ratio**2)) < 1.2
+    assert (formula["se"] >= formula["se_positions"]).all()
+
+
+def test_position_that_some_prompt_lacks_is_left_out_of_the_error() -> None:
+    rng = np.random.default_rng(0)
+    channel, values = np.arange(40) % 5, rng.normal(size=(40, 3))
+    short = Positions(np.full(40, 1 / 40), channel, 100, 5)
+    lost = values.copy()
+    lost[:5] = np.nan
+    kept = Positions(np.full(35, 1 / 35), channel[5:], 100, 5)
+    np.testing.assert_allclose(short.mean(lost), kept.mean(values[5:]))
+    np.testing.assert_allclose(short.error(lost), kept.error(values[5:]), rtol=1e-6)
+    assert np.isnan(short.error(values * np.nan)).all()
 
 
 def test_ratio_of_two_steps_has_its_own_error(trace: Path) -> None:

@@ -7,6 +7,7 @@ Means run over the elements of the tensor.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -86,10 +87,21 @@ class Asked:
     def mapped(self, function: Callable[[Any, Part], Any], dask: Any) -> Iterator[tuple[slice, Any]]:
         """What the function answers to the question for some prompts, and which, until all are done."""
         together = _together(self._trace, self._source)
-        parts = [_part(self.rows[first : first + together]) for first in range(0, len(self.rows), together)]
-        seconds = _seconds(self._trace, self._source) * len(self.rows) / max(len(self._trace.prompts), 1)
-        for place, found in mapped(function, self.question, parts, seconds=seconds, dask=dask):
+        for place, found in mapped(function, self.question, self._parts(together), seconds=self._seconds, dask=dask):
             yield slice(place * together, place * together + together), found
+
+    def by_layer(self, function: Callable[[list[Part], Any, int], Any], dask: Any) -> Iterator[tuple[int, Any]]:
+        """What the function answers for all prompts and one layer, for each layer."""
+        of_prompts = partial(function, self._parts(MOST_TOGETHER))
+        layers = range(len(self._trace.layers))
+        return mapped(of_prompts, self.question, layers, seconds=self._seconds, dask=dask)
+
+    def _parts(self, together: int) -> list[Part]:
+        return [_part(self.rows[first : first + together]) for first in range(0, len(self.rows), together)]
+
+    @property
+    def _seconds(self) -> float:
+        return _seconds(self._trace, self._source) * len(self.rows) / max(len(self._trace.prompts), 1)
 
     def dataset(self, variables: dict[str, Floats], axes: tuple[str, ...]) -> xr.Dataset:
         """Arrays with the names of their axes."""

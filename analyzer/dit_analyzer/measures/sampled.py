@@ -1,9 +1,9 @@
 """Standard errors of what is read from sampled tensors.
 
 The same positions are sampled at every step and prompt, so their error is common to all prompts and does not average
-out. The error of one activation has a formula (`positions.Strata`), and comes with `distances` as l1_se. Any other
-statistic of a trace, a mean over prompts, a ratio of steps or a CV, has the jackknife: leave out one of 20 groups of
-positions all over the trace.
+out. The error of one activation has a formula (`positions.Strata`), and comes with `distances` as l1_se; so has that of
+a mean over prompts, and of the ratio of two steps (`position_errors`). Any other statistic of a trace, a CV, has the
+jackknife: leave out one of 20 groups of positions all over the trace.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy as np
 import xarray as xr
 from dit_formats.reader import Trace
 
+from dit_analyzer.measures.curves import answer_of_layer
 from dit_analyzer.measures.distance import AXES, Asked, distances
 from dit_analyzer.measures.groups import GROUPS, LEFT_OUT_VARIABLES, answer_by_group
 from dit_analyzer.measures.jackknife import Estimate, from_replicates
@@ -52,6 +53,27 @@ def left_out_positions(
         return ds.assign(rel_l1=ds["l1"] / ds["size"], speed=speed)
 
 
+def position_errors(trace: Trace, *, lag: int = 1, dask: Any = None) -> xr.Dataset:
+    """Standard errors of means over prompts that come from sampled positions, for `mean_curves`.
+
+    By the formula of one activation, of each position's mean over prompts. It is closer than the jackknife, whose
+    groups of few positions are not as even over channels as the whole sample; but it is of one stream and branch.
+
+    Returns:
+        Of dimensions (branch, stream, kind, layer, transition): se, and ratio_se, that of the ratio to the transition
+        before, relative to it.
+
+    Raises:
+        ValueError, IncompleteError: As `distances` of samples.
+    """
+    asked = Asked(trace, "sample", lag, None)
+    branches, streams, kinds, layers, transitions = asked.question.shape
+    values = np.full((2, branches, streams, kinds, layers, transitions), np.nan)
+    for layer, found in asked.by_layer(answer_of_layer, dask):
+        values[:, :, :, :, layer] = found
+    return asked.dataset(dict(zip(("se", "ratio_se"), values)), AXES[1:])
+
+
 def position_error(
     trace: Trace,
     statistic: Callable[[xr.Dataset], Any],
@@ -82,7 +104,7 @@ def position_error(
     return from_replicates(np.asarray(statistic(whole), float), np.array(rest), transform, bias=True)
 
 
-def mean_curves(ds: xr.Dataset, without: xr.Dataset | None = None) -> xr.Dataset:
+def mean_curves(ds: xr.Dataset, positions: xr.Dataset | None = None) -> xr.Dataset:
     """Means of `l1` over P prompts, and ratios of a transition to the one before, with their standard errors.
 
     SE^2 = s^2 / P + SE_pos^2: s is the standard deviation over prompts, SE_pos the error that sampled positions cause,
@@ -91,8 +113,9 @@ def mean_curves(ds: xr.Dataset, without: xr.Dataset | None = None) -> xr.Dataset
 
     Args:
         ds: `distances` or `paper_view`.
-        without: The same from `left_out_positions`. Without it exact distances have no SE_pos; sampled ones the mean of
-            l1_se over prompts, which is a bound, and of a ratio none is known.
+        positions: Where SE_pos is from: `position_errors` for `distances`, or for either `left_out_positions`, seen in
+            the same way as ds. Without it exact distances have no SE_pos; sampled ones the mean of l1_se over prompts,
+            which is a bound, and of a ratio none is known.
 
     Returns:
         Variables as l1 without prompt: l1, se, se_prompts and se_positions; ratio = l1[t] / l1[t - 1], NaN at the
@@ -102,12 +125,13 @@ def mean_curves(ds: xr.Dataset, without: xr.Dataset | None = None) -> xr.Dataset
     l1 = ds["l1"]
     mean = l1.mean("prompt", skipna=False)
     ratio, of_ratio = _ratio(mean), _ratio_change(l1, mean)
-    if without is None:
-        positions, of_positions = _known_error(ds)
+    if positions is None:
+        se, ratio_se = _known_error(ds)
+    elif "group" in positions.dims:
+        moved = positions["l1"].mean("prompt", skipna=False)
+        se, ratio_se = _jackknife(moved, mean, "none"), _jackknife(_ratio(moved), ratio, "log")
     else:
-        moved = without["l1"].mean("prompt", skipna=False)
-        positions = _jackknife(moved, mean, "none")
-        of_positions = _jackknife(_ratio(moved), ratio, "log")
+        se, ratio_se = positions["se"], positions["ratio_se"]
     prompts = l1.sizes["prompt"]
     of_mean, of_ratios = (
         x.std("prompt", ddof=1, skipna=False) / np.sqrt(prompts) if prompts > 1 else mean * np.nan
@@ -116,13 +140,13 @@ def mean_curves(ds: xr.Dataset, without: xr.Dataset | None = None) -> xr.Dataset
     return xr.Dataset(
         {
             "l1": mean,
-            "se": np.sqrt(of_mean**2 + positions**2),
+            "se": np.sqrt(of_mean**2 + se**2),
             "se_prompts": of_mean,
-            "se_positions": positions,
+            "se_positions": se,
             "ratio": ratio,
-            "ratio_se": np.sqrt(of_ratios**2 + of_positions**2),
+            "ratio_se": np.sqrt(of_ratios**2 + ratio_se**2),
             "ratio_se_prompts": of_ratios,
-            "ratio_se_positions": of_positions,
+            "ratio_se_positions": ratio_se,
         },
         attrs=ds.attrs | {"prompts": prompts},
     )
