@@ -1,4 +1,4 @@
-"""Distances, the paper's view and variation, on small traces written by hand."""
+"""Distances and the paper's view, on small traces written by hand."""
 
 from __future__ import annotations
 
@@ -8,16 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray as xr
-from dit_analyzer import distances, paper_view, variation
+from dit_analyzer import distances, paper_view
 from dit_analyzer.measures.distance import AXES
 from dit_analyzer.measures.positions import Positions
 from dit_formats import IncompleteError, open_trace
 from dit_formats.pack import pack
 from dit_formats.schema import Shard
 from dit_formats.writer import write_shard
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
 
 
 @pytest.fixture
@@ -196,44 +193,15 @@ def view_input(types: list[str], l1: dict[str, float], count: dict[str, float]) 
     return xr.Dataset(variables, coordinates)
 
 
-def curves(values: np.ndarray) -> xr.Dataset:
-    """l1 (prompt, kind, layer, transition) of one kind."""
-    return xr.Dataset({"l1": (("prompt", "kind", "layer", "transition"), values[:, None])}, {"kind": ["k"]})
+def test_paper_view_tells_lost_cells_from_those_that_were_not_recorded(ds: xr.Dataset) -> None:
+    ds["l1"].loc[{"kind": "v", "transition": 2}] = np.nan
+    view = paper_view(ds)
+    assert view["count"].sel(kind="v", transition=2).notnull().all()
+    assert view["text_l1"].isnull().all()
 
 
-VALUES = arrays(float, (4, 2, 3), elements=st.floats(0.01, 100))
-
-
-@given(VALUES, st.floats(0.01, 100), st.permutations(range(4)))
-def test_variation_ignores_scale_and_order_of_prompts(values: np.ndarray, scale: float, order: list[int]) -> None:
-    one, other = variation(curves(values)), variation(curves(values[order] * scale))
-    np.testing.assert_allclose(one["cv"], other["cv"], rtol=1e-6, atol=1e-9)
-
-
-def test_variation_of_equal_prompts_is_zero() -> None:
-    found = variation(curves(np.full((5, 2, 3), 0.7)))
-    assert found["cv"].item() == pytest.approx(0, abs=1e-12)
-
-
-def test_variation_by_hand() -> None:
-    values = np.array([1.0, 2, 3]).reshape(3, 1, 1)
-    found = variation(curves(values))
-    assert found["cv_published"].item() == pytest.approx(np.sqrt(2 / 3) / 2)
-    assert found["cv"].item() == pytest.approx((1 + 1 / 12) * 1 / 2)
-
-
-def test_constant_cells_are_left_out_and_counted() -> None:
-    values = np.random.default_rng(0).uniform(1, 2, (4, 2, 3))
-    whole = variation(curves(values))["cell_cv"]
-    values[2, 1, 0] = 0
-    values[0, 0, 2] = np.inf
-    found = variation(curves(values))
-    assert found["cells"].item() == 4 and found["cells_left_out"].item() == 2
-    kept = found["cell_cv"].notnull()
-    assert int(kept.sum()) == 4
-    np.testing.assert_allclose(found["cv"].item(), whole.where(kept).mean().item())
-
-
-def test_variation_of_one_prompt_is_refused() -> None:
-    with pytest.raises(ValueError, match="two prompts"):
-        variation(curves(np.ones((1, 2, 3))))
+def test_distances_of_some_prompts_are_those_of_all(trace_folder: Path, ds: xr.Dataset) -> None:
+    with open_trace(trace_folder) as trace:
+        some = distances(trace, prompts=[2, 0])
+    assert some.identical(ds.isel(prompt=[2, 0]))
+    assert some.text.values.tolist() == ["prompt 2", "prompt 0"] and some.seed.values.tolist() == [42, 42]

@@ -6,6 +6,8 @@ Means run over the elements of the tensor.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,14 @@ MOST_TOGETHER = 32
 """Prompts that are asked for at once: so many that asking costs little, so few that their answers are small."""
 
 
-def distances(trace: Trace, *, source: str | None = None, lag: int = 1, dask: Any = None) -> xr.Dataset:
+def distances(
+    trace: Trace,
+    *,
+    source: str | None = None,
+    lag: int = 1,
+    prompts: Sequence[int] | None = None,
+    dask: Any = None,
+) -> xr.Dataset:
     """How much K, V and A change from step t to step t + lag.
 
     Large traces are read by several processes, prompt after prompt; beside the result little is in memory.
@@ -36,6 +45,7 @@ def distances(trace: Trace, *, source: str | None = None, lag: int = 1, dask: An
         source: "exact" takes the statistics of the whole tensors, which know lag 1 alone; "sample" the stored values,
             with a standard error. By default exact where that can be.
         lag: Steps between the two activations.
+        prompts: Places among the trace's prompts of those to take, all by default.
         dask: Reads on a Dask cluster instead: the address of its scheduler, as `tcp://host:8786`, the scheduler's file,
             or a `distributed.Client`. The workers must see the trace at the same path. The result is the same.
 
@@ -55,18 +65,73 @@ def distances(trace: Trace, *, source: str | None = None, lag: int = 1, dask: An
         ClusterError: The Dask cluster cannot be used.
     """
     source = source or ("exact" if lag == 1 else "sample")
-    _check(trace, source, lag)
-    branches = tuple(dict.fromkeys(b for stream in trace.streams for b in trace.branches(stream)))
-    kinds = tuple(dict.fromkeys(k for stream in trace.streams for k in trace.kinds(stream)))
-    question = _question(trace, source, lag, branches, kinds)
-    values = {name: np.empty((len(trace.prompts), *question.shape)) for name in VARIABLES}
-    together = _together(trace, source)
-    parts = [_part(trace.rows[first : first + together]) for first in range(0, len(trace.prompts), together)]
-    for place, found in mapped(answer, question, parts, seconds=_seconds(trace, source), dask=dask):
-        first = place * together
+    asked = Asked(trace, source, lag, prompts)
+    values = {name: np.empty((len(asked.rows), *asked.question.shape)) for name in VARIABLES}
+    for places, found in asked.mapped(answer, dask):
         for name, array in zip(VARIABLES, found):
-            values[name][first : first + together] = array
-    return _dataset(trace, values, branches, kinds, lag, source)
+            values[name][places] = array
+    return asked.dataset(values, AXES)
+
+
+class Asked:
+    """A question about the changes of some prompts of a trace: its parts, and the answers as a labelled dataset."""
+
+    def __init__(self, trace: Trace, source: str, lag: int, prompts: Sequence[int] | None) -> None:
+        _check(trace, source, lag)
+        self._trace, self._source, self._lag = trace, source, lag
+        places = range(len(trace.prompts)) if prompts is None else prompts
+        self.rows = [trace.rows[place] for place in places]
+        self._prompts = [trace.prompts[place] for place in places]
+        self._branches = tuple(dict.fromkeys(b for stream in trace.streams for b in trace.branches(stream)))
+        self._kinds = tuple(dict.fromkeys(k for stream in trace.streams for k in trace.kinds(stream)))
+        self.question = _question(trace, source, lag, self._branches, self._kinds)
+
+    def mapped(self, function: Callable[[Any, Part], Any], dask: Any) -> Iterator[tuple[slice, Any]]:
+        """What the function answers to the question for some prompts, and which, until all are done."""
+        together = _together(self._trace, self._source)
+        for place, found in mapped(function, self.question, self._parts(together), seconds=self._seconds, dask=dask):
+            yield slice(place * together, place * together + together), found
+
+    def by_layer(self, function: Callable[[list[Part], Any, int], Any], dask: Any) -> Iterator[tuple[int, Any]]:
+        """What the function answers for all prompts and one layer, for each layer."""
+        of_prompts = partial(function, self._parts(MOST_TOGETHER))
+        layers = range(len(self._trace.layers))
+        return mapped(of_prompts, self.question, layers, seconds=self._seconds, dask=dask)
+
+    def _parts(self, together: int) -> list[Part]:
+        return [_part(self.rows[first : first + together]) for first in range(0, len(self.rows), together)]
+
+    @property
+    def _seconds(self) -> float:
+        return _seconds(self._trace, self._source) * len(self.rows) / max(len(self._trace.prompts), 1)
+
+    def dataset(self, variables: dict[str, Floats], axes: tuple[str, ...]) -> xr.Dataset:
+        """Arrays with the names of their axes."""
+        trace, lag = self._trace, self._lag
+        coordinates = {
+            "prompt": [prompt.index for prompt in self._prompts],
+            "branch": list(self._branches),
+            "stream": list(trace.streams),
+            "kind": list(self._kinds),
+            "layer": range(len(trace.layers)),
+            "transition": range(trace.num_steps - lag),
+            "text": ("prompt", [prompt.text for prompt in self._prompts]),
+            "seed": ("prompt", [prompt.seed for prompt in self._prompts]),
+            "image": ("prompt", [prompt.image for prompt in self._prompts]),
+            "layer_name": ("layer", [layer.name for layer in trace.layers]),
+            "layer_type": ("layer", [layer.type for layer in trace.layers]),
+            "timestep": ("transition", trace.timesteps[:-lag]),
+            "sigma": ("transition", trace.sigmas[:-lag]),
+            "sigma_after": ("transition", trace.sigmas[lag:]),
+        }
+        attributes = {
+            "model": str(trace.run.settings.get("model", "")),
+            "transformer": _classes(trace),
+            "num_steps": trace.num_steps,
+            "source": self._source,
+            "lag": lag,
+        }
+        return xr.Dataset({name: (axes, values) for name, values in variables.items()}, coordinates, attributes)
 
 
 def _question(trace: Trace, source: str, lag: int, branches: tuple[str, ...], kinds: tuple[str, ...]) -> Question:
@@ -110,40 +175,6 @@ def _together(trace: Trace, source: str) -> int:
 def _seconds(trace: Trace, source: str) -> float:
     """How long one core will take, about."""
     return trace.num_bytes / SAMPLE_SPEED if source == "sample" else EXACT_SECONDS * len(trace.prompts)
-
-
-def _dataset(
-    trace: Trace,
-    variables: dict[str, Floats],
-    branches: tuple[str, ...],
-    kinds: tuple[str, ...],
-    lag: int,
-    source: str,
-) -> xr.Dataset:
-    coordinates = {
-        "prompt": [prompt.index for prompt in trace.prompts],
-        "branch": list(branches),
-        "stream": list(trace.streams),
-        "kind": list(kinds),
-        "layer": range(len(trace.layers)),
-        "transition": range(trace.num_steps - lag),
-        "layer_name": ("layer", [layer.name for layer in trace.layers]),
-        "layer_type": ("layer", [layer.type for layer in trace.layers]),
-        "timestep": ("transition", trace.timesteps[:-lag]),
-        "sigma": ("transition", trace.sigmas[:-lag]),
-        "sigma_after": ("transition", trace.sigmas[lag:]),
-        "text": ("prompt", [prompt.text for prompt in trace.prompts]),
-        "seed": ("prompt", [prompt.seed for prompt in trace.prompts]),
-        "image": ("prompt", [prompt.image for prompt in trace.prompts]),
-    }
-    attributes = {
-        "model": str(trace.run.settings.get("model", "")),
-        "transformer": _classes(trace),
-        "num_steps": trace.num_steps,
-        "source": source,
-        "lag": lag,
-    }
-    return xr.Dataset({name: (AXES, values) for name, values in variables.items()}, coordinates, attributes)
 
 
 def _classes(trace: Trace) -> str:

@@ -29,8 +29,9 @@ def paper_view(ds: xr.Dataset) -> xr.Dataset:
     layer joins them before. Layers of other streams (audio) and calls beside the two guidance halves are left out.
 
     Returns:
-        Variables of dimensions (prompt, kind, layer, transition): l1, rel_l1 and variance (unbiased, of |d|), and
-        text_l1 and text_variance, which the paper recorded for layers with a text stream of their own but never used.
+        Variables of dimensions (prompt, kind, layer, transition): l1, rel_l1 and variance (unbiased, of |d|); count of
+        elements; l1_se, where there is one, as if the parts that are joined erred alike, which is a bound; and text_l1
+        and text_variance, which the paper recorded for layers with a text stream of their own but never used.
     """
     ds = ds.isel(layer=_layers(ds), branch=guidance_halves(ds))
     ds = _paper_kinds(ds)
@@ -44,6 +45,8 @@ def paper_view(ds: xr.Dataset) -> xr.Dataset:
             "l1": whole["l1"],
             "rel_l1": whole["rel_l1"],
             "variance": whole["variance"],
+            "count": whole["count"],
+            **({"l1_se": whole["l1_se"]} if "l1_se" in whole else {}),
             "text_l1": text["l1"],
             "text_variance": text["variance"],
         },
@@ -83,11 +86,13 @@ def _join(ds: xr.Dataset, wanted: xr.DataArray) -> dict[str, xr.DataArray]:
     """
     count = ds["count"].where(wanted)
     axes = ("branch", "stream")
-    total = count.sum(axes)
+    recorded = total = count.sum(axes, min_count=1)
     lost = (count.notnull() & ds["l1"].isnull()).any(axes)
     total = total.where((total > 0) & ~lost)
     l1 = (ds["l1"] * count).sum(axes) / total
     square = (ds["rms"] ** 2 * count).sum(axes) / total
     size = (ds["size"] * count).sum(axes) / total
     with np.errstate(divide="ignore", invalid="ignore"):
-        return {"l1": l1, "rel_l1": l1 / size, "variance": (square - l1**2) * total / (total - 1)}
+        variance = (square - l1**2) * total / (total - 1)
+        found = {"l1": l1, "rel_l1": l1 / size, "variance": variance, "count": recorded}
+    return found | ({"l1_se": (ds["l1_se"] * count).sum(axes) / total} if "l1_se" in ds else {})

@@ -106,14 +106,19 @@ def _measures(means: Means, sigma_steps: Floats) -> Iterator[Floats]:
 
 
 def _means(question: Question, stream: Stream, arrays: Arrays, name: str, rows: range) -> Means:
-    sums = arrays.stream(name, "step_sums", rows)
-    if sums.shape != (len(rows), *stream.shape):
-        raise TraceError(f"{arrays.path}: {name}: not of the shape that the first shard has; keep them in two folders")
-    steps = dict(zip(STEP_STATISTICS, np.moveaxis(sums, -2, 0)))
+    steps = step_statistics(stream, arrays, name, rows)
     if question.source == "exact":
         changes = np.moveaxis(arrays.stream(name, "transition_sums", rows), -2, 0)
         return _exact_means(steps, dict(zip(stream.transition_statistics, changes)), question.subset)
     return _sampled_means(question.lag, stream, arrays, name, rows, steps)
+
+
+def step_statistics(stream: Stream, arrays: Arrays, name: str, rows: range) -> Means:
+    """The sums of each step by name, (prompt, branch, kind, layer, step)."""
+    sums = arrays.stream(name, "step_sums", rows)
+    if sums.shape != (len(rows), *stream.shape):
+        raise TraceError(f"{arrays.path}: {name}: not of the shape that the first shard has; keep them in two folders")
+    return dict(zip(STEP_STATISTICS, np.moveaxis(sums, -2, 0)))
 
 
 def _exact_means(steps: Means, pairs: Means, subset: bool) -> Means:
@@ -161,13 +166,16 @@ def _sampled_means(lag: int, stream: Stream, arrays: Arrays, name: str, rows: ra
     found = np.empty((len(rows), branches, kinds, layers, len(MEANS), num_steps - lag))
     for prompt, row in enumerate(rows):
         found[prompt] = _of_prompt(lag, stream, arrays, name, row)
+    return dict(zip(MEANS, np.moveaxis(found, -2, 0))) | {"count": sampled_counts(lag, stream, steps)}
+
+
+def sampled_counts(lag: int, stream: Stream, steps: Means) -> Floats:
+    """How many elements there are, (prompt, branch, kind, layer, transition)."""
     numbers = stream.geometry["num_tokens"] * stream.geometry["num_channels"]
     whole = np.where(stream.geometry["recorded"], numbers[..., None], np.nan)
     existing = steps["count"] + steps["nonfinite"]  # of a text shorter than the longest, that text's elements
     existing = np.where(existing > 0, existing, whole)
-    return dict(zip(MEANS, np.moveaxis(found, -2, 0))) | {
-        "count": np.minimum(existing[..., lag:], existing[..., :-lag])
-    }
+    return np.minimum(existing[..., lag:], existing[..., :-lag])
 
 
 def _of_prompt(lag: int, stream: Stream, arrays: Arrays, name: str, row: int) -> Floats:

@@ -83,6 +83,22 @@ class Positions:
             error = self._strata.error_of_finite(samples.astype(np.float64), lag)
         return np.concatenate([_means_of_finite(samples, weight, lag), error[None]])
 
+    def mean(self, values: Floats) -> Floats:
+        """Weighted mean over positions of values (position, transition); what is not finite is left out."""
+        values, weight = values[self._kept], self._weights[0][:, None]
+        finite = np.isfinite(values)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.where(finite, values * weight, 0).sum(0) / (finite * weight).sum(0)
+
+    def error(self, values: Floats) -> Floats:
+        """Standard error of that mean; NaN where it tells nothing."""
+        values = values[self._kept]
+        if not self._strata:
+            return np.full(values.shape[1], np.nan)
+        if np.isfinite(values).all():
+            return np.sqrt(self._strata.squared_error(self._weights[1] @ values**2, values))
+        return self._strata.error_of_values(values)
+
     def _there(self, samples: NDArray[np.float32]) -> NDArray[np.float32]:
         """Samples of the positions that there are."""
         return samples if len(self._kept) == len(samples) else samples[self._kept]
@@ -146,7 +162,11 @@ class Strata:
     def error_of_finite(self, x: Floats, lag: int) -> Floats:
         """The same of samples (position, step), leaving out what is not finite; (transition)."""
         with np.errstate(invalid="ignore"):
-            return weighted_error(np.abs(x[:, lag:] - x[:, :-lag]), self._weight, self._stratum, self._size)
+            return self.error_of_values(np.abs(x[:, lag:] - x[:, :-lag]))
+
+    def error_of_values(self, values: Floats) -> Floats:
+        """Standard error of the mean of values (position, transition), leaving out what is not finite."""
+        return weighted_error(values, self._weight, self._stratum, self._size)
 
 
 def _sums(samples: NDArray[np.float32], weights: Floats, lag: int) -> tuple[Floats, Floats]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,21 @@ from dit_formats.console import harmless, plural
 from dit_formats.reader import Trace
 from numpy.typing import NDArray
 
+from dit_analyzer.measures.audit import Audit, audit
+from dit_analyzer.measures.components import components
+from dit_analyzer.measures.design import CROSSED
 from dit_analyzer.measures.distance import distances
 from dit_analyzer.measures.paper import guidance_halves, paper_view
-from dit_analyzer.measures.variation import variation
+from dit_analyzer.measures.variation import LeftOut, left_out, variation
 
 GROUPS = {"cross": "cross-attention", "ff": "feed-forward"}
 """Layer types beside those that the paper looked at."""
+
+CVS = {"cv_level": "level", "cv_shape": "shape", "cv_seed": "seed"}
+"""Parts of the variation that a summary tells."""
+
+WHY = {"constant": "that never change", "zero": "that some prompt does not change", "nonfinite": "that are not finite"}
+"""Cells that have no CV, by `variation.REASONS`."""
 
 BARS = "▁▂▃▄▅▆▇█"
 
@@ -32,6 +42,10 @@ class Row:
     l1: float
     rel_l1: float
     cv: float
+    cv_low: float
+    cv_high: float
+    left_out: tuple[LeftOut, ...]
+    """Cells that have no CV."""
     curve: NDArray[np.float64]
 
 
@@ -51,6 +65,13 @@ class Summary:
     """Seconds of a step, and the shares of it that attention and feed-forward networks take."""
     transitions: str = "exact"
     """Which elements the exact changes were taken over, `exact` for all."""
+    spread: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Of each kind the CVs that `components` tells apart, by name."""
+    design: str = ""
+    """Whether seeds were varied."""
+    archive: bool = True
+    """Whether it holds samples of the tensors themselves."""
+    audit: Audit | None = None
 
 
 def headline(trace: Trace) -> str:
@@ -88,7 +109,21 @@ def summarise(trace: Trace, source: str, dask: Any = None) -> Summary:
         lowest=_layer(by_layer, by_layer.argmin("layer")) if by_layer.size else "none has a value",
         time=_time(trace),
         transitions=trace.transitions,
+        **_spread(view),
+        archive=sampled,
+        audit=audit(trace) if sampled else None,
     )
+
+
+def _spread(view: xr.Dataset) -> dict[str, Any]:
+    """`spread` and `design` of a summary."""
+    if view.sizes["prompt"] < 2 or not view.sizes["kind"]:
+        return {}
+    found = components(view)
+    if found.attrs["texts"] < 2:
+        return {}
+    told = {kind: {name: found[name].sel(kind=kind).item() for name in CVS} for kind in found.kind.values.tolist()}
+    return {"spread": told, "design": found.attrs["design"]}
 
 
 def _time(trace: Trace) -> dict[str, float] | None:
@@ -127,11 +162,13 @@ def show(summary: Summary) -> None:
         if row.group != group:
             group = row.group
             table.add_row(Text(group, style="dim"))
-        cells = f"{row.l1:.4f}", f"{row.rel_l1:.1%}", "-" if np.isnan(row.cv) else f"{row.cv:.1%}"
+        cells = f"{row.l1:.4f}", f"{row.rel_l1:.1%}", _with_interval(row)
         table.add_row(f"  {row.kind.upper()}", str(row.layers), *cells, sparkline(row.curve))
     console.print(table)
     console.print(Text(f"changes most:  {summary.highest}", style="dim"))
     console.print(Text(f"changes least: {summary.lowest}", style="dim"))
+    for line, style in _notes(summary):
+        console.print(Text(harmless(line), style=style))
     if summary.time:
         attention, feed_forward = (f"{summary.time[part]:.0%}" for part in ("attention", "feed_forward"))
         step = summary.time["step"]
@@ -143,15 +180,55 @@ def show(summary: Summary) -> None:
     console.print()
 
 
+def _with_interval(row: Row) -> str:
+    """`14.9% (9.9 to 22.5)`"""
+    if np.isnan(row.cv):
+        return "-"
+    return f"{row.cv:.1%}" + ("" if np.isnan(row.cv_low) else f" ({100 * row.cv_low:.1f} to {100 * row.cv_high:.1f})")
+
+
+def _notes(summary: Summary) -> Iterator[tuple[str, str]]:
+    """What is left out of the CVs, and how the sample agrees; each line with its style."""
+    if summary.spread:
+        told = (
+            ", ".join(f"{CVS[name]} {cv:.1%}" for name, cv in cvs.items() if np.isfinite(cv))
+            for cvs in summary.spread.values()
+        )
+        kinds = "; ".join(f"{kind.upper()} {cvs}" for kind, cvs in zip(summary.spread, told) if cvs)
+        yield f"CV of parts:   {kinds}" + ("" if summary.design == CROSSED else f"; {summary.design}"), "dim"
+    left_out = [one for row in summary.rows for one in row.left_out]
+    if left_out:
+        cells = Counter[str]()
+        for one in left_out:
+            cells[one.why] += len(one.transitions)
+        counted = ", ".join(f"{number} {WHY[why]}" for why, number in cells.items())
+        more = f"; and {len(left_out) - 1} more" if len(left_out) > 1 else ""
+        yield f"without a CV:  {counted}: {left_out[0]}{more}", "dim"
+    if summary.audit:
+        style = "dim" if summary.audit.plausible else "red"
+        yield f"sample:        {summary.audit}", style
+        if summary.audit.worst:
+            yield f"               strays most: {summary.audit.worst[0]}", style
+
+
 def as_json(summary: Summary) -> dict[str, Any]:
     """A summary as plain values; what is missing is null."""
     rows = [
         vars(row)
-        | {name: _number(getattr(row, name)) for name in ("l1", "rel_l1", "cv")}
+        | {name: _number(getattr(row, name)) for name in ("l1", "rel_l1", "cv", "cv_low", "cv_high")}
+        | {"left_out": [asdict(one) for one in row.left_out]}
         | {"curve": [_number(value) for value in row.curve]}
         for row in summary.rows
     ]
-    return vars(summary) | {"rows": rows}
+    spread = {kind: {name: _number(cv) for name, cv in cvs.items()} for kind, cvs in summary.spread.items()}
+    return vars(summary) | {"rows": rows, "spread": spread, "audit": _audit_as_json(summary.audit)}
+
+
+def _audit_as_json(audit: Audit | None) -> dict[str, Any] | None:
+    if audit is None:
+        return None
+    values = {name: _number(value) if isinstance(value, float) else value for name, value in asdict(audit).items()}
+    return values | {"plausible": audit.plausible}
 
 
 def sparkline(values: NDArray[np.float64]) -> str:
@@ -169,13 +246,15 @@ def _rows(view: xr.Dataset, group: str) -> list[Row]:
     """A row for each kind that the group has and that changes at all."""
     rows = []
     for kind in view.kind.values.tolist():
-        one = view.sel(kind=[kind]).dropna("layer", how="all", subset=["l1"])
+        one = view.sel(kind=[kind]).dropna("layer", how="all", subset=["count"])
         curve = one["l1"].mean(("prompt", "layer", "kind")).values
         if not np.isfinite(curve).any() or not curve.any():
             continue
-        cv = variation(one)["cv"].item() if one.sizes["prompt"] > 1 else float("nan")
+        found = variation(one) if one.sizes["prompt"] > 1 else None
+        cvs = [float("nan") if found is None else found[name].item() for name in ("cv", "cv_low", "cv_high")]
+        missing = () if found is None else tuple(left_out(found))
         l1, rel_l1 = (one[name].mean().item() for name in ("l1", "rel_l1"))
-        rows.append(Row(kind, group, one.sizes["layer"], l1, rel_l1, cv, curve))
+        rows.append(Row(kind, group, one.sizes["layer"], l1, rel_l1, *cvs, missing, curve))
     return rows
 
 
