@@ -11,6 +11,7 @@ import io
 import math
 import os
 import textwrap
+from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 
@@ -45,16 +46,19 @@ STEPS = "steps counted down as in the paper (arXiv 2411.13588)"
 UNDATED = {"pdf": {"CreationDate": None, "Creator": None, "Producer": None}, "png": {"Software": None}}
 
 
-def redundancy(view: xr.Dataset, title: str) -> Figure:
+def redundancy(view: xr.Dataset, title: str, *, columns: int | None = None) -> Figure:
     """One panel per layer: l1 of K, V and A over the steps, as mean and 5th to 95th percentile of the prompts.
 
     A log axis cannot show cells that are 0 because nothing changed; a kind that never changes is named in its panel.
+
+    Args:
+        columns: Panels in a row; by default 8 at most.
     """
     l1 = _l1(view)
     curves = _curves(l1)
     low, high = _limits(curves.to_array())
     layers = l1.sizes["layer"]
-    rows, columns = _grid(layers)
+    rows, columns = (math.ceil(layers / columns), columns) if columns else _grid(layers)
     with matplotlib.rc_context(STYLE):
         figure = Figure((0.8 + 1.5 * max(columns, 3), 0.9 + 1.15 * max(rows, 2)), layout="constrained")
         for layer in range(layers):
@@ -103,14 +107,21 @@ def save(figure: Figure, stem: Path, *, force: bool = False) -> list[Path]:
     refuse_existing(stem, force=force)
     paths = _paths(stem)
     stem.parent.mkdir(parents=True, exist_ok=True)
+    for path, content in zip(paths, rendered(figure), strict=True):
+        _replace(path, content)
+    return paths
+
+
+def rendered(figure: Figure) -> Iterator[bytes]:
+    """The contents of the files that `save` writes, in the order of `UNDATED`."""
     with matplotlib.rc_context(STYLE):
         figure.draw_without_rendering()
         figure.set_layout_engine("none")  # laying out takes longer than drawing, and once is enough
-        for path, (ending, metadata) in zip(paths, UNDATED.items(), strict=True):
-            content = io.BytesIO()
+    for ending, metadata in UNDATED.items():
+        content = io.BytesIO()
+        with matplotlib.rc_context(STYLE):
             figure.savefig(content, format=ending, dpi=150, metadata=metadata)
-            _replace(path, content.getvalue())
-    return paths
+        yield content.getvalue()
 
 
 def refuse_existing(stem: Path, *, force: bool = False) -> None:
@@ -141,7 +152,7 @@ def _l1(view: xr.Dataset) -> xr.DataArray:
     """l1 of K, V and A as far as they are there, (prompt, kind, layer, transition), NaN where it is not finite."""
     kinds = [kind for kind in COLOURS if kind in view.kind]
     l1 = view["l1"].sel(kind=kinds).transpose("prompt", "kind", "layer", "transition")
-    return l1.where(np.isfinite(l1))
+    return l1.where(np.isfinite(l1)).assign_attrs(view.attrs)
 
 
 def _curves(l1: xr.DataArray) -> xr.Dataset:
@@ -209,7 +220,8 @@ def _in_lines(title: str, figure: Figure) -> str:
 def _caption(view: xr.Dataset | xr.DataArray) -> str:
     """How to read the steps, and what was averaged."""
     prompts = view.sizes["prompt"]
-    return f"{STEPS}; " + (f"mean of {prompts} prompts" if prompts > 1 else "one prompt")
+    sampled = "; from the sampled values alone" if view.attrs.get("source") == "sample" else ""
+    return f"{STEPS}; " + (f"mean of {prompts} prompts" if prompts > 1 else "one prompt") + sampled
 
 
 def _step_ticks(panel: Axes, view: xr.Dataset) -> None:
