@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ def figures(traces: tuple[Path, ...], output: Path, source: str, dask: str | Non
     if len({path.resolve().stem for path in traces}) < len(traces):
         raise click.UsageError("two of the traces have the same name; draw them into two folders")
     study = Study(members_of(traces, {path.name: "" for path in traces}), source, dask)
-    _write(study, output, (drawing_pages, sampling_pages), force)
+    _write(study, output, (drawing_pages, partial(sampling_pages, name="figures-sampling.csv")), force)
     click.echo(f"next: look at {output}, or dit-analyze summary {shlex.join(map(str, traces))}", err=True)
 
 
@@ -92,7 +93,7 @@ def tables(traces: tuple[Path, ...], output: Path, source: str, dask: str | None
     from dit_analyzer.study import Study, sampling_pages, whole_table_pages
 
     study = Study(members_of(traces), source, dask)
-    _write(study, output, (whole_table_pages, sampling_pages), force)
+    _write(study, output, (whole_table_pages, partial(sampling_pages, name="tables-sampling.csv")), force)
     click.echo(f"next: look at {output}, or dit-analyze figures {shlex.join(map(str, traces))} -o {output}", err=True)
 
 

@@ -17,6 +17,8 @@ from dit_formats.errors import TraceError
 from dit_formats.reader import Trace, open_trace, shard_paths
 from numpy.typing import NDArray
 
+from dit_analyzer.measures.paper import LEFT_OUT
+
 PLAN = "study.json"
 FLUX = "flux.1-dev"
 
@@ -66,6 +68,7 @@ class Member:
     Args:
         name: Of its folder or file, without the ending.
         scheduler: Class and configuration.
+        layers: How many of each type.
         seeds: Of the noise, as many as there are.
         parameters: Of the transformers; None where the trace does not say.
         role: In what it differs from the first run of its model: `default` (that run), `steps`, `scheduler`, or
@@ -97,6 +100,16 @@ class Member:
         else:
             shift = f", shift {settings['shift']:g}" if isinstance(settings.get("shift"), int | float) else ""
         return kind.removesuffix("Scheduler") + shift
+
+    @property
+    def has_random_weights(self) -> bool:
+        """Whether it is of a twin, a miniature that was not trained."""
+        return self.model.startswith("tiny:")
+
+    @property
+    def attention_layers(self) -> int:
+        """How many layers the paper looks at: those without cross-attention and feed-forward networks."""
+        return sum(number for kind, number in self.layers.items() if kind not in LEFT_OUT)
 
     @property
     def cv_printed(self) -> tuple[float, ...]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import xarray as xr
-from dit_formats.console import harmless
+from dit_formats.console import harmless, plural
 from dit_formats.publish import published
 from dit_formats.reader import open_trace
 
@@ -120,7 +120,17 @@ def figure_name(one: Member) -> str:
 
 def _figure(study: Study, one: Member) -> figures.Figure:
     columns = PAPER[one.model].columns if not one.figure.startswith("S") else None
-    return figures.redundancy(study.view(one), f"Figure {one.figure} · {_title(one)}", columns=columns)
+    parts = [
+        f"Figure {one.figure}",
+        one.model or one.name,
+        "RANDOM WEIGHTS" if one.has_random_weights else "",
+        plural(one.attention_layers, "layer"),
+        plural(one.num_steps, "step"),
+        one.scheduler_name,
+        plural(one.prompts, "prompt"),
+    ]
+    title = harmless(" · ".join(part for part in parts if part))
+    return figures.redundancy(study.view(one), title, columns=columns)
 
 
 def _title(one: Member) -> str:
@@ -133,10 +143,10 @@ def facts_pages(study: Study) -> Iterator[Output]:
     yield Output(("facts.md",), lambda: [facts.page(study.members).encode()])
 
 
-def sampling_pages(study: Study) -> Iterator[Output]:
+def sampling_pages(study: Study, name: str = "sampling.csv") -> Iterator[Output]:
     """With samples as the source: how far they are from the exact statistics."""
     if study.source == "sample":
-        yield Output(("sampling.csv",), lambda: [papertables.records_to_csv(deviations(study)).encode()])
+        yield Output((name,), lambda: [papertables.records_to_csv(deviations(study)).encode()])
 
 
 def deviations(study: Study) -> list[dict[str, Any]]:

@@ -12,7 +12,6 @@ import numpy as np
 from dit_formats.console import harmless
 
 from dit_analyzer.measures import published, schedules
-from dit_analyzer.measures.paper import LEFT_OUT
 from dit_analyzer.members import FLUX, PAPER, Member
 from dit_analyzer.show.papertables import DASH, billions
 
@@ -50,18 +49,13 @@ def _models(members: Sequence[Member]) -> Iterator[str]:
     yield table(rows)
     yield f"{DASH}: no trace of this model in the study, not said by its trace, or not in the paper."
     for name in PAPER:
-        if name in first and looked_at(first[name]) != PAPER[name].layers:
-            yield f"{name} has {looked_at(first[name])} layers that the paper looks at, and not {PAPER[name].layers}."
-
-
-def looked_at(one: Member) -> int:
-    """Attention layers without cross-attention, which the paper leaves out."""
-    return sum(number for kind, number in one.layers.items() if kind not in LEFT_OUT)
+        if name in first and first[name].attention_layers != PAPER[name].layers:
+            yield f"{name} has {first[name].attention_layers} layers without cross-attention, not {PAPER[name].layers}."
 
 
 def _layers(one: Member) -> str:
     parts = ", ".join(f"{number} {harmless(kind)}" for kind, number in one.layers.items())
-    return f"{looked_at(one)} ({parts})" if len(one.layers) > 1 else parts
+    return f"{one.attention_layers} ({parts})" if len(one.layers) > 1 else parts
 
 
 def _parameters(one: Member) -> str:
@@ -102,7 +96,7 @@ def _study_schedulers(members: Sequence[Member]) -> Iterator[str]:
 
 
 def _step_counts() -> Iterator[str]:
-    yield f"## {' and '.join(f'Step {step} of {num_steps}' for num_steps, step in JUMPS.items())}"
+    yield "## Steps " + " and ".join(f"{step} of {num_steps}" for num_steps, step in JUMPS.items())
     shift = schedules.flux_shift()
     at = {num_steps: schedules.from_paper_step(step, num_steps) for num_steps, step in JUMPS.items()}
     at[STEPS // 2] = at[STEPS] // 2
@@ -144,7 +138,7 @@ def _mochi(members: Sequence[Member]) -> Iterator[str]:
     )
     yield (
         "The paper describes early jumps in its Figure 8, where levels stand still and move by turns. They may come "
-        "from this rounding and not from the model; that is settled only by running the trained model in both precisions."
+        "from this rounding and not from the model; only running the trained model in both precisions settles that."
     )
     for one in members:
         if one.model == MOCHI:

@@ -41,6 +41,12 @@ STYLE = {
     "text.parse_math": False,
     "text.usetex": False,
 }
+LARGE, SMALL = 12, 15
+"""Letters an inch of titles and of captions."""
+
+MOST_COLUMNS = 8
+"""Panels in a row, unless told otherwise."""
+
 SIZE = "mean |Δ| (L1)"
 STEPS = "steps counted down as in the paper (arXiv 2411.13588)"
 UNDATED = {"pdf": {"CreationDate": None, "Creator": None, "Producer": None}, "png": {"Software": None}}
@@ -52,7 +58,7 @@ def redundancy(view: xr.Dataset, title: str, *, columns: int | None = None) -> F
     A log axis cannot show cells that are 0 because nothing changed; a kind that never changes is named in its panel.
 
     Args:
-        columns: Panels in a row; by default 8 at most.
+        columns: Panels in a row, narrow ones if they are many; by default 8 at most.
     """
     l1 = _l1(view)
     curves = _curves(l1)
@@ -60,7 +66,8 @@ def redundancy(view: xr.Dataset, title: str, *, columns: int | None = None) -> F
     layers = l1.sizes["layer"]
     rows, columns = (math.ceil(layers / columns), columns) if columns else _grid(layers)
     with matplotlib.rc_context(STYLE):
-        figure = Figure((0.8 + 1.5 * max(columns, 3), 0.9 + 1.15 * max(rows, 2)), layout="constrained")
+        width = 1.5 if columns <= MOST_COLUMNS else 0.85
+        figure = Figure((0.8 + width * max(columns, 3), 0.9 + 1.15 * max(rows, 2)), layout="constrained")
         for layer in range(layers):
             panel = figure.add_subplot(rows, columns, layer + 1)
             _draw(panel, l1.isel(layer=layer), curves.isel(layer=layer), _counted_down(view))
@@ -94,7 +101,8 @@ def heatmap(view: xr.Dataset, title: str) -> Figure:
         bar = figure.colorbar(image, ax=panels, pad=0.02, aspect=height / 0.12, label=SIZE)
         _log_ticks(bar.ax.yaxis)
         figure.suptitle(_in_lines(title, figure))
-        figure.supxlabel(_caption(view) + ("; grey: no change, or no value" if means.isnull().any() else ""))
+        grey = "; grey: no change, or no value" if means.isnull().any() else ""
+        figure.supxlabel(_in_lines(_caption(view) + grey, figure, SMALL))
         figure.supylabel("layer")
     return figure
 
@@ -175,7 +183,7 @@ def _counted_down(view: xr.Dataset) -> xr.DataArray:
 def _grid(panels: int) -> tuple[int, int]:
     """Rows and columns: 8 columns at most, and as few empty places as can be."""
     fewest = min(6, math.ceil(math.sqrt(panels)))
-    columns = min(range(fewest, min(8, panels) + 1), key=lambda columns: -panels % columns)
+    columns = min(range(fewest, min(MOST_COLUMNS, panels) + 1), key=lambda columns: -panels % columns)
     return math.ceil(panels / columns), columns
 
 
@@ -207,14 +215,15 @@ def _frame(figure: Figure, l1: xr.DataArray, title: str) -> None:
         handles.append(Patch(color="lightgrey", label="5th to 95th percentile"))
     # A suptitle would lie on the legend, so the legend carries the title.
     places = {"loc": "outside upper center", "ncols": len(handles)}
-    figure.legend(handles=handles, title=_in_lines(title, figure), frameon=False, **places)
-    figure.supxlabel(_caption(l1))
+    legend = figure.legend(handles=handles, title=_in_lines(title, figure), frameon=False, **places)
+    legend.get_title().set_multialignment("center")
+    figure.supxlabel(_in_lines(_caption(l1), figure, SMALL))
     figure.supylabel(SIZE)
 
 
-def _in_lines(title: str, figure: Figure) -> str:
-    """The title, broken where the figure is too narrow for it."""
-    return textwrap.fill(title, int(12 * figure.get_figwidth()))
+def _in_lines(text: str, figure: Figure, an_inch: int = LARGE) -> str:
+    """A title or caption, broken where the figure is too narrow for it."""
+    return textwrap.fill(text, int(an_inch * figure.get_figwidth()))
 
 
 def _caption(view: xr.Dataset | xr.DataArray) -> str:

@@ -71,7 +71,7 @@ def table_1(members: Sequence[Member], views: Sequence[xr.Dataset]) -> Table:
         rows.append(list(cells.values()))
         records.append(_record({"trace": one.name}, cells))
     header = ["Model", "Parameters", "Attention layers", "Steps", "Scheduler", "Prompts (N)"]
-    notes = ["Layers: those that the paper looks at, without cross-attention."]
+    notes = ["Layers: those that the paper looks at, without cross-attention.", *_random(members)]
     return Table("1", "Models", header, rows, notes, records)
 
 
@@ -97,6 +97,7 @@ def table_2(members: Sequence[Member], views: Sequence[xr.Dataset], source: str 
         "CV: standard deviation over prompts by mean, of each layer and transition; then the mean of these. K, V, A as "
         "in the paper: with N degrees of freedom. Corrected: with N - 1, times 1 + 1/(4N).",
         *(_left_out(one, column) for one, column in zip(members, columns)),
+        *_random(members),
     ]
     title = f"Coefficient of variation over prompts{SOURCES[source]}"
     return Table("2", title, ["Target", *_headings(members)], rows, [note for note in notes if note], records)
@@ -117,6 +118,10 @@ def _printed(one: Member, kind: str) -> Cell:
         return Cell(DASH, None, "" if one.figure.startswith("S") else "Table 2 of the paper has no entry")
     value = one.cv_printed["kva".index(kind)]
     return Cell(f"{value:.1f}%", value / 100)
+
+
+def _random(members: Sequence[Member]) -> list[str]:
+    return [f"{one.name}: random weights, its numbers mean nothing." for one in members if one.has_random_weights]
 
 
 def _headings(members: Sequence[Member]) -> list[str]:
