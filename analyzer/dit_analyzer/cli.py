@@ -115,6 +115,8 @@ def study(folder: Path, output: Path, source: str, dask: str | None, force: bool
     found = open_study(folder, source=source, dask=dask)
     if found.note:
         click.echo(f"dit-analyze: {harmless(found.note)}", err=True)
+    for name in found.planned:
+        click.echo(f"{harmless(name)}: planned, and not traced yet", err=True)
     for one in found.members:
         if one.incomplete:
             click.echo(f"{harmless(one.name)}: {one.incomplete}; run its dit-trace command for the rest", err=True)

@@ -86,6 +86,7 @@ class Member:
     asked: int
     seeds: int
     parameters: int | None
+    has_samples: bool
     sigmas: NDArray[np.float64] = field(repr=False)
     role: str = "default"
     figure: str = ""
@@ -143,6 +144,7 @@ def member(path: Path) -> Member:
             trace.num_asked,
             len({prompt.seed for prompt in trace.prompts}),
             _parameters(trace),
+            all(trace.shape(stream, "token")[-1] for stream in trace.streams),
             trace.sigmas,
         )
 

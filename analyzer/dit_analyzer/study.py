@@ -9,6 +9,7 @@ from typing import Any
 
 import xarray as xr
 from dit_formats.console import harmless, plural
+from dit_formats.errors import IncompleteError
 from dit_formats.publish import published
 from dit_formats.reader import open_trace
 
@@ -30,12 +31,14 @@ class Study:
     Args:
         source: `exact` or `sample`, as in `distances`.
         note: What is wrong with the plan beside them, if anything.
+        planned: Names of traces that the plan has and the folder lacks.
     """
 
     members: list[Member]
     source: str = "exact"
     dask: Any = None
     note: str = ""
+    planned: tuple[str, ...] = ()
     _views: dict[tuple[Path, str], xr.Dataset] = field(default_factory=dict, repr=False)
 
     @property
@@ -44,11 +47,18 @@ class Study:
         return [one for one in self.members if one.role == "default"]
 
     def view(self, one: Member, source: str | None = None) -> xr.Dataset:
-        """`paper_view` of a trace, l1 and rel_l1 alone, (prompt, kind, layer, transition)."""
+        """`paper_view` of a trace, l1 and rel_l1 alone, (prompt, kind, layer, transition).
+
+        Raises:
+            IncompleteError: There is no layer in it, one step only, or no sample where it is wanted.
+        """
         key = one.path, source or self.source
         if key not in self._views:
             with open_trace(one.path) as trace:
-                self._views[key] = paper_view(distances(trace, source=key[1], dask=self.dask))[KEPT]
+                view = paper_view(distances(trace, source=key[1], dask=self.dask))[KEPT]
+            if not view.sizes["layer"]:
+                raise IncompleteError(f"{one.path}: holds no self-attention layer, and the paper looks at no other")
+            self._views[key] = view
         return self._views[key]
 
     def views(self, members: Sequence[Member]) -> list[xr.Dataset]:
@@ -63,7 +73,9 @@ def open_study(folder: Path, *, source: str = "exact", dask: Any = None) -> Stud
         TraceError: It holds no trace, is one itself, or one of its traces is damaged.
     """
     plan, note = read_plan(folder)
-    return Study(members_of(traces_in(folder), plan), source, dask, note)
+    found = traces_in(folder)
+    planned = tuple(name for name in plan if name not in {path.name for path in found})
+    return Study(members_of(found, plan), source, dask, note, planned)
 
 
 @dataclass(frozen=True)
@@ -176,6 +188,8 @@ def index(study: Study) -> str:
         f"Figures 2 to 11 are numbered as in arXiv 2411.13588, others S1, S2, ... Everything is from {source}.",
         facts.table(rows),
     ]
+    if study.planned:
+        parts += ["Planned, and not traced yet:", "\n".join(f"- {harmless(name)}" for name in study.planned)]
     if missing := missing_figures(study.members):
         parts += ["Figures of the paper that no trace here gives:", "\n".join(f"- {line}" for line in missing)]
     return "\n\n".join(parts) + "\n"
@@ -198,7 +212,10 @@ def write_study(study: Study, folder: Path, *, force: bool = False, pages: Seque
 
     Raises:
         FileExistsError: One of the files is there already; then none is written.
+        IncompleteError: A trace has a single step, or no samples where they are the source; likewise.
     """
+    for one in study.members:
+        _refuse_incomplete(one, study.source)
     outputs = [output for page in pages for output in page(study)]
     for path in (folder / name for output in outputs for name in output.names):
         if path.exists() and not force:
@@ -209,3 +226,11 @@ def write_study(study: Study, folder: Path, *, force: bool = False, pages: Seque
             with published(folder / name, replace=True) as file:
                 file.write(content)
             yield folder / name
+
+
+def _refuse_incomplete(one: Member, source: str) -> None:
+    """Before anything is written."""
+    if one.num_steps < 2:
+        raise IncompleteError(f"{one.path}: has one step, so nothing to compare; trace with --steps 2 or more")
+    if source == "sample" and not one.has_samples:
+        raise IncompleteError(f"{one.path}: holds statistics only, no samples; use the exact source")

@@ -29,7 +29,8 @@ def agreement(sampled: xr.Dataset, exact: xr.Dataset) -> list[dict[str, Any]]:
         raise ValueError(f"different cells ({found}); compare the two sources of one trace")
     records = []
     several = exact.sizes["prompt"] > 1
-    cvs = [variation(view)["cv"] for view in (sampled, exact)] if several else []
+    finite = [view[["l1"]].where(np.isfinite(view["l1"])) for view in (sampled, exact)]
+    cvs = [variation(view)["cv"] for view in finite] if several else []
     for kind in exact.kind.values.tolist():
         pairs = {"l1": [view["l1"].sel(kind=kind) for view in (sampled, exact)]}
         if several:

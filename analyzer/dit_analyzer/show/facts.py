@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from dit_formats.console import harmless
+from dit_formats.console import harmless, plural
 
 from dit_analyzer.measures import published, schedules
 from dit_analyzer.members import FLUX, PAPER, Member
@@ -50,7 +50,8 @@ def _models(members: Sequence[Member]) -> Iterator[str]:
     yield f"{DASH}: no trace of this model in the study, not said by its trace, or not in the paper."
     for name in PAPER:
         if name in first and first[name].attention_layers != PAPER[name].layers:
-            yield f"{name} has {first[name].attention_layers} layers without cross-attention, not {PAPER[name].layers}."
+            counted = plural(first[name].attention_layers, "layer")
+            yield f"{name} has {counted} without cross-attention, not {PAPER[name].layers}."
 
 
 def _layers(one: Member) -> str:

@@ -64,7 +64,7 @@ def redundancy(view: xr.Dataset, title: str, *, columns: int | None = None) -> F
     curves = _curves(l1)
     low, high = _limits(curves.to_array())
     layers = l1.sizes["layer"]
-    rows, columns = (math.ceil(layers / columns), columns) if columns else _grid(layers)
+    rows, columns = _grid(layers, columns)
     with matplotlib.rc_context(STYLE):
         width = 1.5 if columns <= MOST_COLUMNS else 0.85
         figure = Figure((0.8 + width * max(columns, 3), 0.9 + 1.15 * max(rows, 2)), layout="constrained")
@@ -180,8 +180,10 @@ def _counted_down(view: xr.Dataset) -> xr.DataArray:
     return int(view.attrs["num_steps"]) - 2 - view["transition"]
 
 
-def _grid(panels: int) -> tuple[int, int]:
-    """Rows and columns: 8 columns at most, and as few empty places as can be."""
+def _grid(panels: int, columns: int | None) -> tuple[int, int]:
+    """Rows and columns: as many columns as told; else 8 at most, and as few empty places as can be."""
+    if columns:
+        return math.ceil(panels / columns), min(columns, panels)
     fewest = min(6, math.ceil(math.sqrt(panels)))
     columns = min(range(fewest, min(MOST_COLUMNS, panels) + 1), key=lambda columns: -panels % columns)
     return math.ceil(panels / columns), columns
