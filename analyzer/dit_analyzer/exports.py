@@ -77,7 +77,8 @@ def rows(ds: xr.Dataset) -> Iterator[dict[str, Any]]:
 def _csv(ds: xr.Dataset, file: IO[bytes]) -> None:
     """Numbers in full precision; what is missing is empty."""
     text = io.TextIOWrapper(file, encoding="utf-8", newline="")
-    writer = csv.DictWriter(text, [*(name for name in ds.coords if ds[name].ndim == 1), *ds.data_vars])
+    names = [*(name for name in ds.coords if ds[name].ndim == 1), *ds.data_vars]
+    writer = csv.DictWriter(text, names, lineterminator="\n")
     writer.writeheader()
     for row in rows(ds):
         writer.writerow({name: "" if value != value else value for name, value in row.items()})

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-from dit_formats.errors import TraceError
+from dit_formats.errors import ConflictError, TraceError
 from dit_formats.reader import Trace, open_trace, shard_paths
 from numpy.typing import NDArray
 
@@ -71,6 +71,7 @@ class Member:
         layers: How many of each type.
         seeds: Of the noise, as many as there are.
         parameters: Of the transformers; None where the trace does not say.
+        transitions: Which elements exact changes were taken over, `exact` for all.
         role: In what it differs from the first run of its model: `default` (that run), `steps`, `scheduler`, or
             `steps+scheduler`.
         figure: Number in the paper, or `S1`, `S2`, ... in order for what the paper does not show.
@@ -87,6 +88,7 @@ class Member:
     seeds: int
     parameters: int | None
     has_samples: bool
+    transitions: str
     sigmas: NDArray[np.float64] = field(repr=False)
     role: str = "default"
     figure: str = ""
@@ -145,6 +147,7 @@ def member(path: Path) -> Member:
             len({prompt.seed for prompt in trace.prompts}),
             _parameters(trace),
             all(trace.shape(stream, "token")[-1] for stream in trace.streams),
+            trace.transitions,
             trace.sigmas,
         )
 
@@ -185,13 +188,14 @@ def members_of(paths: Sequence[Path], plan: dict[str, str] | None = None) -> lis
         plan: Role by name of folder or file, as `read_plan` gives it.
 
     Raises:
-        FileNotFoundError, TraceError: As `open_trace`; or two traces have one name.
+        FileNotFoundError, TraceError: As `open_trace`.
+        ConflictError: Two traces have one name.
     """
     plan = plan or {}
     found = [member(path) for path in paths]
     names = Counter(one.name for one in found)
     if twice := [str(one.path) for one in found if names[one.name] > 1]:
-        raise TraceError(f"{' and '.join(twice[:2])}: two traces of one name; rename one, or leave it out")
+        raise ConflictError(f"{' and '.join(twice[:2])}: two traces of one name; rename one, or leave it out")
     ranks = {name: rank for rank, name in enumerate(plan)}
     models = list(PAPER)
     guessed = [replace(one, role=plan.get(one.path.name, role)) for one, role in zip(found, _roles(found))]

@@ -162,9 +162,12 @@ def sampling_pages(study: Study, name: str = "sampling.csv") -> Iterator[Output]
 
 
 def deviations(study: Study) -> list[dict[str, Any]]:
-    """Records of `agreement` for each trace, from the sampled values and from the exact statistics."""
+    """Records of `agreement` for each trace, from the sampled values and from the exact statistics.
+
+    `exact_over` says which elements these were taken over: `exact` for all.
+    """
     return [
-        {"trace": one.name, "model": one.model} | record
+        {"trace": one.name, "model": one.model, "exact_over": one.transitions} | record
         for one in study.members
         for record in agreement(study.view(one, "sample"), study.view(one, "exact"))
     ]

@@ -16,9 +16,10 @@ AXES = ("prompt", "kind", "layer", "transition")
 
 
 def member(name: str = "a", model: str = "mine", **values: object) -> Member:
-    known = {"prompts": 3, "asked": 3, "seeds": 1, "parameters": 11_901_408_320, "role": "default", "figure": "S1"}
-    settings = {"num_steps": 5, "scheduler": ("EulerScheduler", "{}"), "layers": {"self": 2}, "has_samples": True}
-    return Member(Path(name), name, model, **settings, sigmas=np.ones(5), **(known | values))
+    known = {"num_steps": 5, "scheduler": ("EulerScheduler", "{}"), "layers": {"self": 2}, "sigmas": np.ones(5)}
+    known |= {"prompts": 3, "asked": 3, "seeds": 1, "parameters": 11_901_408_320, "role": "default", "figure": "S1"}
+    known |= {"has_samples": True, "transitions": "exact"}
+    return Member(Path(name), name, model, **(known | values))
 
 
 def view(prompts: int = 3, kinds: str = "kva") -> xr.Dataset:
@@ -87,6 +88,12 @@ def test_cells_left_out_are_counted() -> None:
     table = table_2([member()], [one])
     assert table.notes[1] == "a: 1 of 24 cells are left out, zero or not finite in some prompt."
     assert [record["cells_left_out"] for record in table.records] == [1, 0, 0]
+
+
+def test_changes_over_a_part_of_the_elements_are_said_to_be_estimates() -> None:
+    one = member(transitions="subset of 262144")
+    assert "a subset of 262144 elements of each activation, and are estimates" in table_2([one], [view()]).notes[1]
+    assert len(table_2([one], [view()], "sample").notes) == 1
 
 
 def test_two_traces_of_one_model_are_told_apart() -> None:

@@ -97,6 +97,7 @@ def table_2(members: Sequence[Member], views: Sequence[xr.Dataset], source: str 
         "CV: standard deviation over prompts by mean, of each layer and transition; then the mean of these. K, V, A as "
         "in the paper: with N degrees of freedom. Corrected: with N - 1, times 1 + 1/(4N).",
         *(_left_out(one, column) for one, column in zip(members, columns)),
+        *(_over(one) for one in members if source == "exact"),
         *_random(members),
     ]
     title = f"Coefficient of variation over prompts{SOURCES[source]}"
@@ -118,6 +119,12 @@ def _printed(one: Member, kind: str) -> Cell:
         return Cell(DASH, None, "" if one.figure.startswith("S") else "Table 2 of the paper has no entry")
     value = one.cv_printed["kva".index(kind)]
     return Cell(f"{value:.1f}%", value / 100)
+
+
+def _over(one: Member) -> str:
+    """That exact changes are estimates, where they were not taken over whole tensors."""
+    over = f"{one.name}: changes were taken over a {one.transitions} elements of each activation, and are estimates."
+    return over if one.transitions != "exact" else ""
 
 
 def _random(members: Sequence[Member]) -> list[str]:
