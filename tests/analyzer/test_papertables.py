@@ -113,8 +113,9 @@ def test_table_1_says_what_a_trace_does_not() -> None:
 
 def test_seeds_and_missing_prompts_are_shown() -> None:
     table = table_1([member(prompts=6, asked=8, seeds=2)], [view()])
-    assert table.rows[0][-1].text == "6 (3 x 2 seeds)"
+    assert table.rows[0][-1].text == "6 (2 seeds)"
     assert table.rows[0][-1].note == "a: 6 of 8 prompts"
+    assert table_2([member(seeds=2)], [view()]).notes[1] == "a: prompts and seeds vary together."
 
 
 def test_random_weights_are_named() -> None:

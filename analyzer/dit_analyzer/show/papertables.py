@@ -98,6 +98,7 @@ def table_2(members: Sequence[Member], views: Sequence[xr.Dataset], source: str 
         "in the paper: with N degrees of freedom. Corrected: with N - 1, times 1 + 1/(4N).",
         *(_left_out(one, column) for one, column in zip(members, columns)),
         *(_over(one) for one in members if source == "exact"),
+        *(f"{one.name}: prompts and seeds vary together." for one in members if one.seeds > 1),
         *_random(members),
     ]
     title = f"Coefficient of variation over prompts{SOURCES[source]}"
@@ -108,8 +109,8 @@ _SILENT = "the trace names no scheduler"
 
 
 def _prompts(one: Member) -> Cell:
-    """How many prompts, of how many if some are missing; rows of several seeds are prompts by seeds."""
-    seeds = f" ({one.prompts / one.seeds:g} x {plural(one.seeds, 'seed')})" if one.seeds > 1 else ""
+    """How many prompts, of how many if some are missing; a prompt with each of several seeds counts as several."""
+    seeds = f" ({plural(one.seeds, 'seed')})" if one.seeds > 1 else ""
     return Cell(f"{one.prompts}{seeds}", one.prompts, f"{one.name}: {one.incomplete}" if one.incomplete else "")
 
 
