@@ -16,7 +16,8 @@ from dit_formats.reader import open_trace
 from dit_analyzer.measures.agreement import agreement
 from dit_analyzer.measures.distance import distances
 from dit_analyzer.measures.paper import paper_view
-from dit_analyzer.members import FURTHER, PAPER, Member, members_of, read_plan, traces_in
+from dit_analyzer.members import Member, members_of, read_plan, traces_in
+from dit_analyzer.printed import FURTHER, PAPER
 from dit_analyzer.show import facts, figures, papertables
 from dit_analyzer.show.tables import headline
 

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from dit_analyzer.members import PAPER, Member, members_of, read_plan, traces_in
+from dit_analyzer.members import Member, members_of, read_plan, traces_in
+from dit_analyzer.printed import PAPER
 from dit_formats.errors import TraceError
 from dit_formats.pack import pack
 from dit_formats.reader import open_trace

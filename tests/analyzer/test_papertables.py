@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import xarray as xr
 from dit_analyzer.measures.variation import variation
-from dit_analyzer.members import PAPER, Member
+from dit_analyzer.members import Member
+from dit_analyzer.printed import PAPER
 from dit_analyzer.show.papertables import Table, billions, table_1, table_2, to_csv, to_latex, to_markdown
 
 AXES = ("prompt", "kind", "layer", "transition")

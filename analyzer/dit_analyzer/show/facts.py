@@ -12,7 +12,8 @@ import numpy as np
 from dit_formats.console import harmless, plural
 
 from dit_analyzer.measures import published, schedules
-from dit_analyzer.members import FLUX, PAPER, Member
+from dit_analyzer.members import Member
+from dit_analyzer.printed import FLUX, PAPER
 from dit_analyzer.show.papertables import DASH, billions
 
 SCRIPTS = "xdit-project/DiTCacheAnalysis at 457c316"
