@@ -49,29 +49,36 @@ def records(path: Path) -> list[dict[str, str]]:
     return list(csv.DictReader(path.read_text().splitlines()))
 
 
-@pytest.mark.parametrize("source", ["exact", "sample"])
-def test_a_study_writes_tables_figures_and_facts_and_twice_the_same(folder: Path, tmp_path: Path, source: str) -> None:
-    results = [run("study", folder, "-o", tmp_path / name, "--source", source) for name in ("once", "again")]
+def test_a_study_writes_tables_figures_and_facts_and_twice_the_same(folder: Path, tmp_path: Path) -> None:
+    results = [run("study", folder, "-o", tmp_path / name) for name in ("once", "again")]
     assert [result.exit_code for result in results] == [0, 0]
     once = files(tmp_path / "once")
     assert once == files(tmp_path / "again")
     tables = {f"table-{number}.{ending}" for number in (1, 2) for ending in ("md", "tex", "csv")}
     drawn = {f"figure-{name}.{ending}" for name in ("02-flux", "S1-mine") for ending in ("pdf", "png")}
-    assert set(once) == tables | drawn | {"facts.md", "index.md"} | ({"sampling.csv"} if source == "sample" else set())
+    assert set(once) == tables | drawn | {"facts.md", "index.md"}
     assert "mine: 1 of 2 prompts" in results[0].stderr
     assert f"next: read {tmp_path / 'once' / 'index.md'}" in results[0].stderr
 
 
 def test_nothing_is_replaced_without_force(folder: Path, tmp_path: Path) -> None:
-    tmp_path.joinpath("out").mkdir()
     mine = tmp_path / "out" / "index.md"
+    mine.parent.mkdir()
     mine.write_text("mine")
-    refused = run("study", folder, "-o", tmp_path / "out")
+    refused = run("study", folder, "-o", mine.parent)
     assert refused.exit_code == 1
     assert f"dit-analyze: {mine}: exists already; add --force to replace it\n" in refused.stderr
-    assert files(tmp_path / "out") == {"index.md": b"mine"}
-    assert run("study", folder, "-o", tmp_path / "out", "--force").exit_code == 0
+    assert files(mine.parent) == {"index.md": b"mine"}
+    assert list(write_study(open_study(folder), mine.parent, force=True, pages=(index_pages,))) == [mine]
     assert "flux.1-dev" in mine.read_text()
+
+
+def test_a_study_from_samples_says_so_everywhere(folder: Path) -> None:
+    study = open_study(folder, source="sample")
+    names = [name for pages in PAGES for output in pages(study) for name in output.names]
+    assert "sampling.csv" in names
+    assert "from the sampled values alone; `sampling.csv`" in page(study, index_pages)
+    assert study.view(study.members[0]).attrs["source"] == "sample"
 
 
 def test_the_index_names_traces_figures_and_what_is_missing(folder: Path) -> None:
