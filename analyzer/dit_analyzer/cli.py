@@ -7,12 +7,16 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
 from dit_formats.console import Program, harmless, plural
 
 TRACES = click.argument("traces", nargs=-1, required=True, type=click.Path(path_type=Path))
+SOURCE = click.option("--source", type=click.Choice(["exact", "sample"]), default="exact", show_default=True,
+                      help="Take the exact statistics, or the sampled values alone.")  # fmt: skip
 DASK = click.option("--dask", metavar="ADDRESS",
                     help="Read on a Dask cluster: tcp://host:8786, or the scheduler's file. Its workers must see the "
                          "traces at the same paths. Default: processes of this machine.")  # fmt: skip
@@ -29,8 +33,7 @@ def main() -> None:
 
 @main.command()
 @TRACES
-@click.option("--source", type=click.Choice(["exact", "sample"]), default="exact", show_default=True,
-              help="Take the exact statistics, or the sampled values alone.")  # fmt: skip
+@SOURCE
 @DASK
 @click.option("--json", "as_json", is_flag=True, help="Print numbers for programs.")
 def summary(traces: tuple[Path, ...], source: str, dask: str | None, as_json: bool) -> None:
@@ -57,8 +60,7 @@ def summary(traces: tuple[Path, ...], source: str, dask: str | None, as_json: bo
 @main.command()
 @TRACES
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder for the figures.")
-@click.option("--source", type=click.Choice(["exact", "sample"]), default="exact", show_default=True,
-              help="Take the exact statistics, or the sampled values alone.")  # fmt: skip
+@SOURCE
 @DASK
 @click.option("--force", is_flag=True, help="Replace figures that are there already.")
 def figures(traces: tuple[Path, ...], output: Path, source: str, dask: str | None, force: bool) -> None:
@@ -66,28 +68,90 @@ def figures(traces: tuple[Path, ...], output: Path, source: str, dask: str | Non
 
     Example: dit-analyze figures out.trace -o figures
     """
+    from dit_analyzer.members import members_of, name_of
+    from dit_analyzer.study import Study, drawing_pages, sampling_pages
+
+    if len({name_of(path) for path in traces}) < len(traces):
+        raise click.UsageError("two of the traces have the same name; draw them into two folders")
+    study = Study(members_of(traces, {path.name: "" for path in traces}), source, dask)
+    _write(study, output, (drawing_pages, partial(sampling_pages, name="figures-sampling.csv")), force)
+    click.echo(f"next: look at {output}, or dit-analyze summary {shlex.join(map(str, traces))}", err=True)
+
+
+@main.command()
+@TRACES
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder for the tables.")
+@SOURCE
+@DASK
+@click.option("--force", is_flag=True, help="Replace tables that are there already.")
+def tables(traces: tuple[Path, ...], output: Path, source: str, dask: str | None, force: bool) -> None:
+    """Write the paper's Tables 1 and 2 for TRACES: their settings, and how much prompts differ; .md, .tex and .csv.
+
+    Example: dit-analyze tables flux.trace sd3.trace -o tables
+    """
+    from dit_analyzer.members import members_of
+    from dit_analyzer.study import Study, sampling_pages, whole_table_pages
+
+    study = Study(members_of(traces), source, dask)
+    _write(study, output, (whole_table_pages, partial(sampling_pages, name="tables-sampling.csv")), force)
+    click.echo(f"next: look at {output}, or dit-analyze figures {shlex.join(map(str, traces))} -o {output}", err=True)
+
+
+@main.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder for all that is written.")
+@SOURCE
+@DASK
+@click.option("--force", is_flag=True, help="Replace files that are there already.")
+def study(folder: Path, output: Path, source: str, dask: str | None, force: bool) -> None:
+    """Write the paper's tables and figures from all traces in FOLDER, and what can be settled without weights.
+
+    Figures that the paper has keep its numbers; others are S1, S2 and so on. index.md says which trace gave which.
+
+    Example: dit-analyze study digits -o digits-study
+    """
+    from dit_analyzer.study import PAGES, open_study
+
+    found = open_study(folder, source=source, dask=dask)
+    if found.note:
+        click.echo(f"dit-analyze: {harmless(found.note)}", err=True)
+    for name in found.planned:
+        click.echo(f"{harmless(name)}: planned, and not traced yet", err=True)
+    for one in found.members:
+        if one.incomplete:
+            click.echo(f"{harmless(one.name)}: {one.incomplete}; run its dit-trace command for the rest", err=True)
+    _write(found, output, PAGES, force)
+    click.echo(f"next: read {output / 'index.md'}", err=True)
+
+
+@main.command()
+@click.argument("trace", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True,
+              help="File to write: .csv, .json or .nc (netCDF 3).")  # fmt: skip
+@SOURCE
+@DASK
+@click.option("--force", is_flag=True, help="Replace files that are there already.")
+def export(trace: Path, output: Path, source: str, dask: str | None, force: bool) -> None:
+    """Write the distances of TRACE for other programs, and beside them what the paper looks at (FILE-paper).
+
+    A row, or cell, for each prompt, branch, stream, kind, layer and transition. netCDF is version 3, which scipy
+    writes: nothing in it is compressed.
+
+    Example: dit-analyze export out.trace -o out.csv
+    """
     from dit_formats.reader import open_trace
 
+    from dit_analyzer.exports import export as write
+    from dit_analyzer.exports import refuse
     from dit_analyzer.measures.distance import distances
     from dit_analyzer.measures.paper import paper_view
-    from dit_analyzer.show import figures as draw
-    from dit_analyzer.show.tables import headline
 
-    makers = {"redundancy": draw.redundancy, "heatmap": draw.heatmap}
-    stems = [path.resolve().name.removesuffix(".trace").removesuffix(".h5") for path in traces]
-    if len(set(stems)) < len(stems):
-        raise click.UsageError("two of the traces have the same name; draw them into two folders")
-    for stem in stems:
-        for name in makers:
-            draw.refuse_existing(output / f"{stem}-{name}", force=force)
-    for path, stem in zip(traces, stems):
-        with open_trace(path) as trace:
-            view = paper_view(distances(trace, source=source, dask=dask))
-            title = headline(trace)
-        for name, figure in makers.items():
-            for file in draw.save(figure(view, title), output / f"{stem}-{name}", force=force):
-                click.echo(file)
-    click.echo(f"next: look at {output}, or dit-analyze summary {shlex.join(map(str, traces))}", err=True)
+    refuse(output, ("distances", "paper"), force=force)
+    with open_trace(trace) as opened:
+        ds = distances(opened, source=source, dask=dask)
+    for path in write({"distances": ds, "paper": paper_view(ds)}, output, force=force):
+        click.echo(path)
+    click.echo(f"next: dit-analyze summary {shlex.quote(str(trace))}", err=True)
 
 
 @main.command()
@@ -96,8 +160,7 @@ def figures(traces: tuple[Path, ...], output: Path, source: str, dask: str | Non
               help="Folder for figures: the matrix of S, and mean curves.  [default: none]")  # fmt: skip
 @click.option("--axis", type=click.Choice(["step", "noise"]),
               help="Compare at the same relative step, or noise level.  [default: both]")  # fmt: skip
-@click.option("--source", type=click.Choice(["exact", "sample"]), default="exact", show_default=True,
-              help="Take the exact statistics, or the sampled values alone.")  # fmt: skip
+@SOURCE
 @DASK
 @click.option("--force", is_flag=True, help="Replace figures that are there already.")
 @click.option("--json", "as_json", is_flag=True, help="Print numbers for programs.")
@@ -203,7 +266,9 @@ def pack(trace: Path, output: Path, stats_only: bool, force: bool, as_json: bool
 
 def _stem(traces: tuple[Path, ...]) -> str:
     """Name for what several traces give together: all theirs up to three, else the first and how many follow."""
-    stems = [path.resolve().stem for path in traces]
+    from dit_analyzer.members import name_of
+
+    stems = [name_of(path) for path in traces]
     return "-".join(stems) if len(stems) <= 3 else f"{stems[0]}-and-{len(stems) - 1}-more"
 
 
@@ -219,6 +284,18 @@ def _progress(length: int) -> Iterator[Callable[[], object]]:
         return
     with click.progressbar(length=length, file=sys.stderr) as bar:
         yield lambda: bar.update(1)
+
+
+def _write(study: Any, output: Path, pages: Any, force: bool) -> None:
+    """Write these pages of a study, and say what was written, and how good samples are where they are the source."""
+    from dit_analyzer.study import deviations, write_study
+
+    for path in write_study(study, output, force=force, pages=pages):
+        click.echo(path)
+    for row in deviations(study) if study.source == "sample" else ():
+        of = f"{row['kind'].upper()} {'L1' if row['quantity'] == 'l1' else 'CV'}"
+        apart = f"median {row['median']:.2%}, largest {row['largest']:.2%}" if row["cells"] else "nothing to compare"
+        click.echo(f"{harmless(row['trace'])}: {of} from samples deviates by {apart}")
 
 
 if __name__ == "__main__":

@@ -60,6 +60,24 @@ def test_each_layer_has_a_panel_and_no_row_is_wider_than_eight(layers):
     assert 0 <= grid.nrows * grid.ncols - layers < grid.ncols
 
 
+@pytest.mark.parametrize("layers, rows, columns", [(57, 3, 19), (42, 3, 15), (1, 1, 19)])
+def test_a_number_of_columns_can_be_told(layers, rows, columns):
+    figure = redundancy(view_of(types=("self",) * layers, prompts=1), "", columns=columns)
+    grid = figure.axes[0].get_gridspec()
+    assert (grid.nrows, grid.ncols) == (rows, min(columns, layers))
+    assert figure.get_figwidth() < 20
+
+
+@pytest.mark.parametrize("draw", [redundancy, heatmap])
+def test_a_figure_from_samples_says_so_within_its_width(draw):
+    view = view_of().assign_attrs(source="sample")
+    figure = draw(view, "")
+    assert "from the sampled values alone" in words(figure).replace("\n", " ")
+    assert "sampled" not in words(draw(view.assign_attrs(source="exact"), ""))
+    caption = figure.findobj(lambda artist: isinstance(artist, Text) and "counted down" in artist.get_text())[0]
+    assert caption.get_window_extent().width < figure.bbox.width
+
+
 def test_steps_are_counted_down_as_in_the_paper():
     figure = redundancy(view_of(num_steps=28), "")
     panel = figure.axes[0]

@@ -45,6 +45,12 @@ def patched(pipeline: Any) -> tuple[Any, ...]:
     return dict(vars(torch.nn.functional)), *(vars(owner).get(name) for owner, name in owners)
 
 
+def test_a_trace_says_how_many_parameters_its_transformer_has(gold: Any, tmp_path: Path) -> None:
+    trace_one(gold, tmp_path / "a.trace")
+    with open_trace(tmp_path / "a.trace") as trace:
+        assert trace.run.provenance["parameters"] == gold.pipeline.transformer.num_parameters()
+
+
 def test_latents_are_equal_to_the_bit_and_everything_is_undone(gold: Any, tmp_path: Path) -> None:
     pipeline = gold.pipeline
     before = patched(pipeline)

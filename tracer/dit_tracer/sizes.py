@@ -120,7 +120,7 @@ def _shard(sketch: Sketch, what: What, settings: dict[str, Any] | None) -> Shard
         settings = {"transformers": sketch.configs, "call": "".join(map(chr, rng.integers(97, 123, NAMES)))}
     steps = np.linspace(1, 0, sketch.steps)
     streams = {stream: _stream(sketch, stream, what, rng) for stream in sketch.streams}
-    run = Run(json.loads(json.dumps(settings, default=str)), provenance(len(sketch.layers), "cpu"))
+    run = Run(json.loads(json.dumps(settings, default=str)), provenance(len(sketch.layers), "cpu", 12_000_000_000))
     return Shard(run, (Prompt(0, "a" * 60),), sketch.layers, steps * 1000, steps, streams)
 
 

@@ -11,6 +11,7 @@ import io
 import math
 import os
 import textwrap
+from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 
@@ -40,23 +41,33 @@ STYLE = {
     "text.parse_math": False,
     "text.usetex": False,
 }
+LARGE, SMALL = 12, 15
+"""Letters an inch of titles and of captions."""
+
+MOST_COLUMNS = 8
+"""Panels in a row, unless told otherwise."""
+
 SIZE = "mean |Δ| (L1)"
 STEPS = "steps counted down as in the paper (arXiv 2411.13588)"
 UNDATED = {"pdf": {"CreationDate": None, "Creator": None, "Producer": None}, "png": {"Software": None}}
 
 
-def redundancy(view: xr.Dataset, title: str) -> Figure:
+def redundancy(view: xr.Dataset, title: str, *, columns: int | None = None) -> Figure:
     """One panel per layer: l1 of K, V and A over the steps, as mean and 5th to 95th percentile of the prompts.
 
     A log axis cannot show cells that are 0 because nothing changed; a kind that never changes is named in its panel.
+
+    Args:
+        columns: Panels in a row, narrow ones if they are many; by default 8 at most.
     """
     l1 = _l1(view)
     curves = _curves(l1)
     low, high = _limits(curves.to_array())
     layers = l1.sizes["layer"]
-    rows, columns = _grid(layers)
+    rows, columns = _grid(layers, columns)
     with matplotlib.rc_context(STYLE):
-        figure = Figure((0.8 + 1.5 * max(columns, 3), 0.9 + 1.15 * max(rows, 2)), layout="constrained")
+        width = 1.5 if columns <= MOST_COLUMNS else 0.85
+        figure = Figure((0.8 + width * max(columns, 3), 0.9 + 1.15 * max(rows, 2)), layout="constrained")
         for layer in range(layers):
             panel = figure.add_subplot(rows, columns, layer + 1)
             _draw(panel, l1.isel(layer=layer), curves.isel(layer=layer), _counted_down(view))
@@ -90,7 +101,8 @@ def heatmap(view: xr.Dataset, title: str) -> Figure:
         bar = figure.colorbar(image, ax=panels, pad=0.02, aspect=height / 0.12, label=SIZE)
         _log_ticks(bar.ax.yaxis)
         figure.suptitle(_in_lines(title, figure))
-        figure.supxlabel(_caption(view) + ("; grey: no change, or no value" if means.isnull().any() else ""))
+        grey = "; grey: no change, or no value" if means.isnull().any() else ""
+        figure.supxlabel(_in_lines(_caption(view) + grey, figure, SMALL))
         figure.supylabel("layer")
     return figure
 
@@ -103,14 +115,21 @@ def save(figure: Figure, stem: Path, *, force: bool = False) -> list[Path]:
     refuse_existing(stem, force=force)
     paths = _paths(stem)
     stem.parent.mkdir(parents=True, exist_ok=True)
+    for path, content in zip(paths, rendered(figure), strict=True):
+        _replace(path, content)
+    return paths
+
+
+def rendered(figure: Figure) -> Iterator[bytes]:
+    """The contents of the files that `save` writes, in the order of `UNDATED`."""
     with matplotlib.rc_context(STYLE):
         figure.draw_without_rendering()
         figure.set_layout_engine("none")  # laying out takes longer than drawing, and once is enough
-        for path, (ending, metadata) in zip(paths, UNDATED.items(), strict=True):
-            content = io.BytesIO()
+    for ending, metadata in UNDATED.items():
+        content = io.BytesIO()
+        with matplotlib.rc_context(STYLE):
             figure.savefig(content, format=ending, dpi=150, metadata=metadata)
-            _replace(path, content.getvalue())
-    return paths
+        yield content.getvalue()
 
 
 def refuse_existing(stem: Path, *, force: bool = False) -> None:
@@ -141,7 +160,7 @@ def _l1(view: xr.Dataset) -> xr.DataArray:
     """l1 of K, V and A as far as they are there, (prompt, kind, layer, transition), NaN where it is not finite."""
     kinds = [kind for kind in COLOURS if kind in view.kind]
     l1 = view["l1"].sel(kind=kinds).transpose("prompt", "kind", "layer", "transition")
-    return l1.where(np.isfinite(l1))
+    return l1.where(np.isfinite(l1)).assign_attrs(view.attrs)
 
 
 def _curves(l1: xr.DataArray) -> xr.Dataset:
@@ -161,10 +180,12 @@ def _counted_down(view: xr.Dataset) -> xr.DataArray:
     return int(view.attrs["num_steps"]) - 2 - view["transition"]
 
 
-def _grid(panels: int) -> tuple[int, int]:
-    """Rows and columns: 8 columns at most, and as few empty places as can be."""
+def _grid(panels: int, columns: int | None) -> tuple[int, int]:
+    """Rows and columns: as many columns as told; else 8 at most, and as few empty places as can be."""
+    if columns:
+        return math.ceil(panels / columns), min(columns, panels)
     fewest = min(6, math.ceil(math.sqrt(panels)))
-    columns = min(range(fewest, min(8, panels) + 1), key=lambda columns: -panels % columns)
+    columns = min(range(fewest, min(MOST_COLUMNS, panels) + 1), key=lambda columns: -panels % columns)
     return math.ceil(panels / columns), columns
 
 
@@ -196,20 +217,22 @@ def _frame(figure: Figure, l1: xr.DataArray, title: str) -> None:
         handles.append(Patch(color="lightgrey", label="5th to 95th percentile"))
     # A suptitle would lie on the legend, so the legend carries the title.
     places = {"loc": "outside upper center", "ncols": len(handles)}
-    figure.legend(handles=handles, title=_in_lines(title, figure), frameon=False, **places)
-    figure.supxlabel(_caption(l1))
+    legend = figure.legend(handles=handles, title=_in_lines(title, figure), frameon=False, **places)
+    legend.get_title().set_multialignment("center")
+    figure.supxlabel(_in_lines(_caption(l1), figure, SMALL))
     figure.supylabel(SIZE)
 
 
-def _in_lines(title: str, figure: Figure) -> str:
-    """The title, broken where the figure is too narrow for it."""
-    return textwrap.fill(title, int(12 * figure.get_figwidth()))
+def _in_lines(text: str, figure: Figure, an_inch: int = LARGE) -> str:
+    """A title or caption, broken where the figure is too narrow for it."""
+    return textwrap.fill(text, int(an_inch * figure.get_figwidth()))
 
 
 def _caption(view: xr.Dataset | xr.DataArray) -> str:
     """How to read the steps, and what was averaged."""
     prompts = view.sizes["prompt"]
-    return f"{STEPS}; " + (f"mean of {prompts} prompts" if prompts > 1 else "one prompt")
+    sampled = "; from the sampled values alone" if view.attrs.get("source") == "sample" else ""
+    return f"{STEPS}; " + (f"mean of {prompts} prompts" if prompts > 1 else "one prompt") + sampled
 
 
 def _step_ticks(panel: Axes, view: xr.Dataset) -> None:

@@ -32,6 +32,7 @@ from dit_tracer.recording.settings import (
     What,
     adapter_scales,
     comparable,
+    count_parameters,
     describe,
     guider_of,
     networks_now,
@@ -105,6 +106,7 @@ class Recorder:
         self._what = what = what or What()
         self._networks = networks = find_networks(pipeline)
         self._adapters = _scales(networks)
+        self._parameters = count_parameters(networks)
         self._kinds = what.kinds_for(networks)
         self._clock = Clock(pipeline, networks)
         self._clock.on_step = self._on_step
@@ -307,7 +309,7 @@ class Recorder:
         generation.flush()
         self._refuse_nonfinite(generation)
         device = getattr(self._pipeline, "device", None) or next(self._capture.sites[0].module.parameters()).device
-        run = Run(self._settings, provenance(self._num_prompts, str(device)))
+        run = Run(self._settings, provenance(self._num_prompts, str(device), self._parameters))
         self.path.mkdir(parents=True, exist_ok=True)
         own = json.dumps(self._own, ensure_ascii=False, sort_keys=True)
         images = [

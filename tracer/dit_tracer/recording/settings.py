@@ -243,14 +243,23 @@ def _dtype(part: Any) -> torch.dtype:
     return getattr(part, "dtype", None) or next(part.parameters()).dtype
 
 
-def provenance(num_prompts: int | None, device: str) -> dict[str, Any]:
+def provenance(num_prompts: int | None, device: str, parameters: int | None = None) -> dict[str, Any]:
     """What made a shard."""
     return {
         "device": device,
         "versions": {name: _version(name) for name in PACKAGES},
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "num_prompts": num_prompts,
+        "parameters": parameters,
     }
+
+
+def count_parameters(networks: dict[str, Any]) -> int | None:
+    """How many parameters the transformers have together; None where tensors do not tell: quantised, or on disk."""
+    weights = [weight for network in networks.values() for weight in network.parameters()]
+    if _quantised(weights) or any(map(_on_disk, networks.values())):
+        return None
+    return sum(weight.numel() for weight in weights)
 
 
 def _plain(config: Any) -> dict[str, Any]:

@@ -1,0 +1,47 @@
+"""How far what the samples give is from the exact statistics of the same trace."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from dit_analyzer.measures.variation import variation
+
+
+def agreement(sampled: xr.Dataset, exact: xr.Dataset) -> list[dict[str, Any]]:
+    """Relative deviation |sampled - exact| / exact by kind: of l1 over all cells, and of the CV over prompts.
+
+    Args:
+        sampled, exact: `paper_view` or `distances` of one trace, from either source.
+
+    Returns:
+        For each kind and quantity (`l1`, and `cv` where there are two prompts or more) a record of kind, quantity,
+        cells compared, median and largest deviation (NaN where there is nothing to compare: no cell in which both are
+        finite and the exact value is not 0).
+
+    Raises:
+        ValueError: They are not of the same cells.
+    """
+    if sampled["l1"].sizes != exact["l1"].sizes:
+        found = ", ".join(f"{axis} {sampled.sizes[axis]} and {exact.sizes[axis]}" for axis in exact["l1"].dims)
+        raise ValueError(f"different cells ({found}); compare the two sources of one trace")
+    records = []
+    several = exact.sizes["prompt"] > 1
+    finite = [view[["l1"]].where(np.isfinite(view["l1"])) for view in (sampled, exact)]
+    cvs = [variation(view)["cv"] for view in finite] if several else []
+    for kind in exact.kind.values.tolist():
+        pairs = {"l1": [view["l1"].sel(kind=kind) for view in (sampled, exact)]}
+        if several:
+            pairs["cv"] = [cv.sel(kind=kind) for cv in cvs]
+        records += [{"kind": kind, "quantity": name} | _deviation(*pair) for name, pair in pairs.items()]
+    return records
+
+
+def _deviation(sampled: xr.DataArray, exact: xr.DataArray) -> dict[str, Any]:
+    one, other = np.asarray(sampled), np.asarray(exact)
+    usable = np.isfinite(one) & np.isfinite(other) & (other != 0)
+    apart = np.abs(one[usable] / other[usable] - 1)
+    median, largest = (float(np.median(apart)), float(apart.max())) if apart.size else (np.nan, np.nan)
+    return {"cells": int(usable.sum()), "median": median, "largest": largest}

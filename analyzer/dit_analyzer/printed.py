@@ -1,0 +1,45 @@
+"""What the paper prints (arXiv 2411.13588): its models in Tables 1 and 2, and the numbers of its figures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+FLUX = "flux.1-dev"
+
+
+@dataclass(frozen=True)
+class Published:
+    """What Tables 1 and 2 say of a model, and how it is drawn.
+
+    Args:
+        figure: Its number.
+        parameters: In billions.
+        cv: Of K, V and A in percent; empty where Table 2 has no entry.
+        columns: Panels in a row, as the published script draws them.
+    """
+
+    figure: int
+    parameters: float
+    layers: int
+    steps: int
+    cv: tuple[float, ...]
+    columns: int
+
+
+PAPER = {
+    "flux.1-dev": Published(2, 12, 57, 28, (10.0, 10.0, 10.8), 19),
+    "pixart-alpha": Published(3, 0.6, 28, 20, (10.4, 11.4, 12.7), 14),
+    "sd3": Published(4, 2, 24, 28, (10.5, 11.1, 11.3), 12),
+    "cogvideox-5b": Published(5, 5, 30, 50, (13.9, 14.1, 14.9), 15),
+    "open-sora": Published(7, 1.1, 56, 30, (11.6, 13.7, 15.0), 19),
+    "latte-1": Published(6, 0.7, 56, 50, (12.6, 12.7, 14.1), 19),
+    "mochi-1-preview": Published(8, 10, 48, 64, (), 16),
+}
+"""In the order of the paper's tables."""
+
+FURTHER = {
+    9: "flux.1-dev at 56 steps",
+    10: "flux.1-dev at 14 steps",
+    11: "flux.1-dev with the scheduler of sd3 (shift 3)",
+}
+"""Figures that show FLUX under another setting."""
