@@ -180,70 +180,38 @@ def run(
     chosen, pairs = _kinds(kinds), _step_pairs(step_pairs)
     values = _values(sample, stats_only, pilot)
     try:
-        from dit_tracer import runs
-        from dit_tracer.forecast import forecast
-        from dit_tracer.models import loading, schedulers
-        from dit_tracer.recording.settings import Sample, What
-        from dit_tracer.work import plan
+        from dit_tracer.orders import Order
     except ModuleNotFoundError as error:
         raise click.ClickException(NEEDS.format(error.name)) from None
 
-    work = plan(requests, numbers, limit)
-    other = schedulers.find(scheduler) if scheduler else None
-    asked = ({} if guidance_scale is None else {found.guidance: guidance_scale}) | further
-    _refuse_two_values(asked, work.shared)
-    call = found.call | asked
-    planned = steps or found.steps
-    output = output or Path(_file_name(found.name, planned, scheduler))
-
-    def load() -> Any:
-        pipeline = loading.load(found, dtype, device, rank.local, revision=revision, cpu_offload=cpu_offload)
-        if other:
-            schedulers.replace(pipeline, other, planned)
-        if rank.leads:
-            given = {"steps": steps, "dtype": dtype or pipeline.device.type == "cpu"}
-            _announce(found, _changed(call | work.shared, found, **given))
-        return pipeline
-
-    kept = Sample(latent=values, text=-(-values // 4))
-    what = What(chosen, not no_stack, boundaries=boundary, halves=halves, attention=attention)
-    if dry_run:
-        found = forecast(
-            found,
-            load,
-            work,
-            output,
-            call=call,
-            sample=kept,
-            what=what,
-            step_pairs=pairs,
-            steps=planned,
-            scheduler=other,
-            dtype=dtype,
-            device=device,
-            previous=previous,
-        )
-        return _foretell(found, as_json)
-    outcome = runs.run(
-        load,
-        work,
-        output,
-        model=found.name,
-        call=call | ({"num_inference_steps": steps} if steps else {}),
-        defaults={"num_inference_steps": found.steps},
-        sample=kept,
-        what=what,
+    order = Order(
+        found,
+        requests,
+        output or Path(_file_name(found.name, steps or found.steps, scheduler)),
+        seeds=numbers,
+        limit=limit,
+        steps=steps,
+        scheduler=scheduler,
+        arguments=({} if guidance_scale is None else {found.guidance: guidance_scale}) | further,
+        revision=revision,
+        dtype=dtype,
+        device=device,
+        cpu_offload=cpu_offload,
+        kinds=chosen,
+        attention=attention,
+        stack=not no_stack,
+        boundaries=boundary,
+        halves=halves,
         step_pairs=pairs,
-        previous=previous,
+        values=values,
         pilot=pilot,
+        previous=previous,
         ignore_disk=ignore_disk,
-        release=True,
         time=time,
-        quiet=quiet,
-        rank=rank,
-        stopping=stopping,
     )
-    return _report(output, outcome, as_json, rank)
+    if dry_run:
+        return _foretell(order.forecast(), as_json)
+    return _report(order.output, order.run(rank, stopping, quiet), as_json, rank)
 
 
 @main.command()
@@ -351,35 +319,6 @@ def _values(sample: int | None, stats_only: bool, pilot: bool) -> int:
     if pilot and (stats_only or sample == 0):
         raise click.UsageError("--pilot decides which values are kept, and none are to be; leave it out")
     return 0 if stats_only else sample if sample is not None else 1024 if pilot else 4096
-
-
-def _announce(model: Model, changed: set[str]) -> None:
-    """Say before anything runs what a reader of the numbers has to know about the model.
-
-    Args:
-        changed: Settings, in the words of `Model.paper`, that the command set itself.
-    """
-    if model.random_weights:
-        click.echo(f"{model.name} has RANDOM WEIGHTS: good for trying options, its numbers mean nothing", err=True)
-    kept = [key for key in model.paper if key not in changed and key in model.card]
-    other = [key for key in kept if model.paper[key] != model.card[key]]
-    if other:
-        ours, theirs = (", ".join(f"{key} {said[key]}" for key in other) for said in (model.paper, model.card))
-        click.echo(f"{model.name}: as in the paper: {ours}; the model card says {theirs}", err=True)
-
-
-def _changed(call: dict[str, Any], model: Model, **given: Any) -> set[str]:
-    """Which settings of the paper are not used, because something else was given."""
-    words = {"height": "size", "width": "size", "num_frames": "frames", "video_length": "frames"}
-    words[model.guidance] = "guidance"
-    names = {words[name] for name in words if name in call and call[name] != model.call.get(name)}
-    return names | {name for name, value in given.items() if value}
-
-
-def _refuse_two_values(asked: dict[str, Any], shared: dict[str, Any]) -> None:
-    for name in asked.keys() & shared.keys():
-        if asked[name] != shared[name]:
-            raise click.UsageError(f"{name} is {asked[name]} in an option and {shared[name]} in the prompts; give one")
 
 
 def _file_name(model: str, steps: int, scheduler: str | None) -> str:
