@@ -80,9 +80,9 @@ def write_study(folder: Path, study: Study) -> None:
     Raises:
         ConflictError: Another study is planned there; the message names what differs.
     """
-    while (before := read_study(folder)) != (joined := _joined(folder, before, study)):
+    while (before := read_study(folder)) != (now := joined(folder, study)):
         folder.mkdir(parents=True, exist_ok=True)
-        data = {"format": FORMAT, "version": VERSION, **asdict(joined)}
+        data = {"format": FORMAT, "version": VERSION, **asdict(now)}
         try:
             with published(folder / NAME, replace=before is not None) as file:
                 file.write(json.dumps(data, indent=1).encode() + b"\n")
@@ -91,8 +91,13 @@ def write_study(folder: Path, study: Study) -> None:
         return
 
 
-def _joined(folder: Path, before: Study | None, study: Study) -> Study:
-    if before is None:
+def joined(folder: Path, study: Study) -> Study:
+    """What the folder's plan will be when `write_study` adds this one.
+
+    Raises:
+        ConflictError: Another study is planned there; the message names what differs.
+    """
+    if (before := read_study(folder)) is None:
         return study
     told = [line.replace(" in the trace", " there") for line in differences(_compared(before), _compared(study))]
     if told:

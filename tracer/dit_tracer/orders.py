@@ -142,6 +142,11 @@ class Order:
         return pipeline
 
 
+def values_kept(sample: int | None, stats_only: bool, pilot: bool) -> int:
+    """How many values of an activation are kept, by default."""
+    return 0 if stats_only else sample if sample is not None else 1024 if pilot else 4096
+
+
 def _announce(model: Model, changed: set[str]) -> None:
     """Say before anything runs what a reader of the numbers has to know about the model.
 
