@@ -38,9 +38,9 @@ class Program(click.Group):
         except (FileNotFoundError, LookupError) as error:
             if isinstance(error, (KeyError, IndexError)):
                 raise
-            code = self._say(_message(error), 2)
+            code = self._say(message(error), 2)
         except OSError as error:
-            code = self._say(_message(error), 1)
+            code = self._say(message(error), 1)
         except Exception as error:
             if not hasattr(error, "exit_code"):
                 raise
@@ -66,7 +66,7 @@ def plural(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
-def _message(error: BaseException) -> str:
+def message(error: BaseException) -> str:
     """What the error says, with the file that the system names apart."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename or 'a file'}: {error.strerror.lower()}; mend that and run the same command again"

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 from dit_formats import open_trace
-from dit_tracer.cli import _announce, _changed, main
+from dit_tracer.cli import main
 from dit_tracer.models.catalog import BUNDLED, SEVEN, TWINS, Model
+from dit_tracer.orders import _announce, _changed
 
 
 def run(*arguments: object) -> Result:

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from dit_formats.console import Program, plural
+from dit_formats.console import Program
+
+from dit_tracer.itinerary import KEPT, in_words
+from dit_tracer.itinerary import as_json as outcome_as_json
 
 if TYPE_CHECKING:
-    from dit_formats.prompts import Request
-
     from dit_tracer.forecast import Forecast
     from dit_tracer.models.catalog import Model
     from dit_tracer.ranks import Rank
@@ -43,7 +44,6 @@ def main() -> None:
     """
 
 
-KEPT = "every finished prompt is kept, and the same command goes on from there"
 main.interrupted = (f"stopped; {KEPT}", 75)
 
 
@@ -166,84 +166,132 @@ def run(
     Example: dit-trace run digits-pixart -n 16 -o out.trace
     """
     from dit_tracer.models.catalog import find
+    from dit_tracer.work import requests_of
 
     found = find(model)
     if weights and found.random_weights:
         raise click.UsageError(f"{found.name} has random weights and loads none; leave out --weights")
     if weights:
         found = replace(found, source=weights)
-    requests = _requests(found, prompts, limit)
+    requests = requests_of(found, prompts, limit)
     if seed is not None and seeds is not None:
         raise click.UsageError("--seed and --seeds: give one of them")
     numbers = [42 if seed is None else seed] if seeds is None else _seeds(seeds)
     further = _arguments(pipeline_kwargs)
     chosen, pairs = _kinds(kinds), _step_pairs(step_pairs)
-    values = _values(sample, stats_only, pilot)
+    _refuse_two_samples(sample, stats_only, pilot)
     try:
-        from dit_tracer import runs
-        from dit_tracer.forecast import forecast
-        from dit_tracer.models import loading, schedulers
-        from dit_tracer.recording.settings import Sample, What
-        from dit_tracer.work import plan
+        from dit_tracer.orders import Order, values_kept
     except ModuleNotFoundError as error:
         raise click.ClickException(NEEDS.format(error.name)) from None
 
-    work = plan(requests, numbers, limit)
-    other = schedulers.find(scheduler) if scheduler else None
-    asked = ({} if guidance_scale is None else {found.guidance: guidance_scale}) | further
-    _refuse_two_values(asked, work.shared)
-    call = found.call | asked
-    planned = steps or found.steps
-    output = output or Path(_file_name(found.name, planned, scheduler))
-
-    def load() -> Any:
-        pipeline = loading.load(found, dtype, device, rank.local, revision=revision, cpu_offload=cpu_offload)
-        if other:
-            schedulers.replace(pipeline, other, planned)
-        if rank.leads:
-            given = {"steps": steps, "dtype": dtype or pipeline.device.type == "cpu"}
-            _announce(found, _changed(call | work.shared, found, **given))
-        return pipeline
-
-    kept = Sample(latent=values, text=-(-values // 4))
-    what = What(chosen, not no_stack, boundaries=boundary, halves=halves, attention=attention)
-    if dry_run:
-        found = forecast(
-            found,
-            load,
-            work,
-            output,
-            call=call,
-            sample=kept,
-            what=what,
-            step_pairs=pairs,
-            steps=planned,
-            scheduler=other,
-            dtype=dtype,
-            device=device,
-            previous=previous,
-        )
-        return _foretell(found, as_json)
-    outcome = runs.run(
-        load,
-        work,
-        output,
-        model=found.name,
-        call=call | ({"num_inference_steps": steps} if steps else {}),
-        defaults={"num_inference_steps": found.steps},
-        sample=kept,
-        what=what,
+    order = Order(
+        found,
+        requests,
+        output or Path(_file_name(found.name, steps or found.steps, scheduler)),
+        seeds=numbers,
+        limit=limit,
+        steps=steps,
+        scheduler=scheduler,
+        arguments=({} if guidance_scale is None else {found.guidance: guidance_scale}) | further,
+        revision=revision,
+        dtype=dtype,
+        device=device,
+        cpu_offload=cpu_offload,
+        kinds=chosen,
+        attention=attention,
+        stack=not no_stack,
+        boundaries=boundary,
+        halves=halves,
         step_pairs=pairs,
-        previous=previous,
+        values=values_kept(sample, stats_only, pilot),
         pilot=pilot,
+        previous=previous,
         ignore_disk=ignore_disk,
-        release=True,
         time=time,
-        quiet=quiet,
-        rank=rank,
-        stopping=stopping,
     )
-    return _report(output, outcome, as_json, rank)
+    if dry_run:
+        return _foretell(order.forecast(), as_json)
+    return _report(order.output, order.run(rank, stopping, quiet), as_json, rank)
+
+
+@main.command(cls=_Remembering)
+@click.argument("study", default="digits", metavar="[NAME|FILE.toml]")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder of the traces.  [default: NAME.study]")
+@click.option("--models", help="Only these of the study's models, as flux.1-dev,sd3; the others may follow.")
+@click.option("-p", "--prompts", help="As of dit-trace run; for paper captions_val2014.json of COCO.  [default: the "
+              "study's, or built in]")  # fmt: skip
+@click.option("-n", "--limit", type=click.IntRange(min=1), help="At most the first N prompts of each run; more may "
+              "follow.  [default: the study's]")  # fmt: skip
+@click.option("--weights", multiple=True, metavar="MODEL=FOLDER|REPO",
+              help="Load this model's weights from there; may be repeated.  [default: its repository]")  # fmt: skip
+@click.option("--device", help="Where to run, as torch names it.  [default: cuda if there is one, else cpu]")
+@click.option("--cpu-offload", type=click.Choice(["model", "sequential", "group"]),
+              help="Keep weights on the host until they are needed.  [default: on the device]")  # fmt: skip
+@click.option("--ignore-disk", is_flag=True, help="Start runs even if the disk seems too small.")
+@click.option("--dry-run", is_flag=True, help="Show the runs, their size and, where known, their time; write nothing.")
+@click.option("--time-limit", metavar="TIME", callback=lambda _, __, text: _seconds(text),
+              help="Stop in time, exit code 75: 3h50m, 90s.  [default: none]")  # fmt: skip
+@click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@_stoppable
+def study(
+    study: str,
+    output: Path | None,
+    models: str | None,
+    prompts: str | None,
+    limit: int | None,
+    weights: tuple[str, ...],
+    device: str | None,
+    cpu_offload: str | None,
+    ignore_disk: bool,
+    dry_run: bool,
+    quiet: bool,
+    as_json: bool,
+    rank: Rank,
+    stopping: Stopping,
+) -> int:
+    """Trace many runs: models, steps, schedulers, seeds. Run the same command again to go on where it stopped.
+
+    digits runs the three bundled models, paper the seven of arXiv 2411.13588; a TOML file describes any other. Each run
+    is a trace of its own in FOLDER, and study.json there says what was planned. Processes share the work as those of
+    dit-trace run do.
+
+    Example: dit-trace study digits -n 2 -o digits.study
+    """
+    from dit_formats.prompts import read_requests
+    from dit_formats.study import joined, write_study
+
+    from dit_tracer import itinerary
+    from dit_tracer.study import expand, read_study
+
+    found = read_study(study)
+    chosen = None if models is None else [name.strip() for name in models.split(",")]
+    runs = expand(found, chosen, limit)
+    source = prompts or (found.prompts_file and found.beside(found.prompts_file))
+    requests = read_requests(source) if source else None
+    places = _weights(weights, {planned.model.name: planned.model for planned in runs})
+    try:
+        from dit_tracer import tour
+    except ModuleNotFoundError as error:
+        raise click.ClickException(NEEDS.format(error.name)) from None
+
+    folder = output or Path(f"{found.name}.study")
+    tour.refuse_trace(folder)
+    machine = {"device": device, "cpu_offload": cpu_offload, "ignore_disk": ignore_disk}
+    stops = tour.stops(runs, folder, requests, places, **machine)
+    planned = tour.plan(found, stops, requests)
+    if dry_run:
+        joined(folder, planned)
+        return itinerary.foretell(
+            folder, planned, list(tour.foretold(found, stops, folder)), _command("study"), as_json
+        )
+    write_study(folder, planned)
+    with itinerary.Telling(folder, rank, as_json, len(stops)) as telling:
+        for visit in tour.visits(stops, rank, stopping, quiet):
+            telling.tell(visit)
+        tour.wait_for_others(folder, rank, stopping, telling.code)
+    return telling.code
 
 
 @main.command()
@@ -287,15 +335,15 @@ def _about(model: Model) -> str:
     return f"{about} ({model.repo}{', gated' if model.gated else ''})" if model.repo else about
 
 
-def _requests(model: Model, source: str | None, limit: int | None) -> list[Request]:
-    """The prompts asked for, in order."""
-    from dit_formats.prompts import Request, read_requests
-
-    if source is not None:
-        return read_requests(source)
-    if model.captions is None:
-        raise click.UsageError(f"{model.name} has no built-in prompts; give some with -p")
-    return [Request(text) for text in model.captions(limit or 16)]
+def _weights(given: tuple[str, ...], models: dict[str, Model]) -> dict[str, str]:
+    """Where to load weights from, by model."""
+    found = dict(one.partition("=")[::2] for one in given)
+    for name, source in found.items():
+        if name not in models or not source:
+            raise click.UsageError(f"--weights {name}={source}: give MODEL=FOLDER; models are {', '.join(models)}")
+        if models[name].random_weights:
+            raise click.UsageError(f"{name} has random weights and loads none; leave out --weights")
+    return found
 
 
 def _seconds(text: str | None) -> float | None:
@@ -344,42 +392,11 @@ def _step_pairs(text: str | None) -> tuple[tuple[int, int], ...] | None:
     return tuple(sorted(set(pairs)))
 
 
-def _values(sample: int | None, stats_only: bool, pilot: bool) -> int:
-    """How many values of an activation are kept."""
+def _refuse_two_samples(sample: int | None, stats_only: bool, pilot: bool) -> None:
     if stats_only and sample:
         raise click.UsageError(f"--stats-only keeps no values, and --sample {sample} asks for some; give one of them")
     if pilot and (stats_only or sample == 0):
         raise click.UsageError("--pilot decides which values are kept, and none are to be; leave it out")
-    return 0 if stats_only else sample if sample is not None else 1024 if pilot else 4096
-
-
-def _announce(model: Model, changed: set[str]) -> None:
-    """Say before anything runs what a reader of the numbers has to know about the model.
-
-    Args:
-        changed: Settings, in the words of `Model.paper`, that the command set itself.
-    """
-    if model.random_weights:
-        click.echo(f"{model.name} has RANDOM WEIGHTS: good for trying options, its numbers mean nothing", err=True)
-    kept = [key for key in model.paper if key not in changed and key in model.card]
-    other = [key for key in kept if model.paper[key] != model.card[key]]
-    if other:
-        ours, theirs = (", ".join(f"{key} {said[key]}" for key in other) for said in (model.paper, model.card))
-        click.echo(f"{model.name}: as in the paper: {ours}; the model card says {theirs}", err=True)
-
-
-def _changed(call: dict[str, Any], model: Model, **given: Any) -> set[str]:
-    """Which settings of the paper are not used, because something else was given."""
-    words = {"height": "size", "width": "size", "num_frames": "frames", "video_length": "frames"}
-    words[model.guidance] = "guidance"
-    names = {words[name] for name in words if name in call and call[name] != model.call.get(name)}
-    return names | {name for name, value in given.items() if value}
-
-
-def _refuse_two_values(asked: dict[str, Any], shared: dict[str, Any]) -> None:
-    for name in asked.keys() & shared.keys():
-        if asked[name] != shared[name]:
-            raise click.UsageError(f"{name} is {asked[name]} in an option and {shared[name]} in the prompts; give one")
 
 
 def _file_name(model: str, steps: int, scheduler: str | None) -> str:
@@ -389,21 +406,28 @@ def _file_name(model: str, steps: int, scheduler: str | None) -> str:
 
 
 def _arguments(text: str) -> dict[str, Any]:
+    from dit_tracer.work import SET_BY_OPTIONS
+
     try:
         arguments = json.loads(text)
     except ValueError as error:
         raise click.UsageError(f"--pipeline-kwargs is not JSON ({error}); write '{{\"height\": 512}}'") from None
     if not isinstance(arguments, dict):
         raise click.UsageError("--pipeline-kwargs is not a JSON object; write '{\"height\": 512}'")
-    for name in ("prompt", "class_labels", "generator", "num_inference_steps", "output_type", "return_dict", "self"):
+    for name in SET_BY_OPTIONS:
         if name in arguments:
             raise click.UsageError(f"--pipeline-kwargs may not set {name}; the options -p, --seed and --steps do")
     return arguments
 
 
-def _foretell(forecast: Forecast, as_json: bool) -> int:
+def _command(name: str) -> str:
+    """The command that does what was only tried."""
     words = [word for word in click.get_current_context().meta["words"] if word != "--dry-run"]
-    command = f"dit-trace run {shlex.join(words)}"
+    return f"dit-trace {name} {shlex.join(words)}".rstrip()
+
+
+def _foretell(forecast: Forecast, as_json: bool) -> int:
+    command = _command("run")
     if as_json:
         click.echo(json.dumps(forecast.as_json() | {"command": command}))
         return 0
@@ -415,14 +439,10 @@ def _foretell(forecast: Forecast, as_json: bool) -> int:
 
 def _report(output: Path, outcome: Outcome, as_json: bool, rank: Rank) -> int:
     if as_json:
-        always, told = ("traced", "present", "failures"), vars(outcome)
         process = {"process": rank.rank} if rank.count > 1 else {}
-        click.echo(json.dumps({"trace": str(output), **{k: v for k, v in told.items() if v or k in always}, **process}))
+        click.echo(json.dumps(outcome_as_json(output, outcome) | process))
     else:
-        present = f", {outcome.present} were there already" if outcome.present else ""
-        elsewhere = f", {outcome.elsewhere} are with other processes" if outcome.elsewhere else ""
-        process = f" by process {rank.rank} of {rank.count}" if rank.count > 1 else ""
-        click.echo(f"{output}: {plural(outcome.traced, 'prompt')} traced{process}{present}{elsewhere}")
+        click.echo(in_words(output, outcome, rank))
     for failure in outcome.failures:
         click.echo(f"dit-trace: {failure}", err=True)
     if outcome.untried:

@@ -145,7 +145,7 @@ class Sharing:
         self._outcome.failures.append(f"{task.text!r} failed: {reason}; {note}")
         self._refused = isinstance(error, REFUSALS)
         error.__traceback__ = None  # it holds what the model held
-        _give_memory_back()
+        give_memory_back()
 
     @property
     def _hopeless(self) -> bool:
@@ -153,7 +153,7 @@ class Sharing:
         return nothing and (self._refused or len(self._outcome.failures) >= HOPELESS)
 
 
-def _give_memory_back() -> None:
+def give_memory_back() -> None:
     gc.collect()
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()

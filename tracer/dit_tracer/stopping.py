@@ -91,6 +91,11 @@ class Stopping:
         """From now on nothing is raised; `reason` tells."""
         self._raises = False
 
+    def resume(self) -> None:
+        """After `close`, for another run: raise again, unless it is to stop by now; forget what prompts took."""
+        self._took.clear()
+        self._raises = self.reason is None
+
     # Signals
 
     def _listen(self) -> None:

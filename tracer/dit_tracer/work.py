@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from dit_formats.prompts import Request
+from dit_formats.prompts import Request, read_requests
 from dit_formats.schema import Prompt
+
+if TYPE_CHECKING:
+    from dit_tracer.models.catalog import Model
+
+SET_BY_OPTIONS = ("prompt", "class_labels", "generator", "num_inference_steps", "output_type", "return_dict", "self")
+"""Arguments of pipelines that nobody else may set."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,19 @@ class Work:
     @property
     def prompts(self) -> list[Prompt]:
         return [Prompt(place, task.text, task.seed) for place, task in enumerate(self.tasks)]
+
+
+def requests_of(model: Model, source: str | None, limit: int | None) -> list[Request]:
+    """The prompts that a source holds; without one, as many of the model's own as are asked for.
+
+    Raises:
+        LookupError: The model has none.
+    """
+    if source is not None:
+        return read_requests(source)
+    if model.captions is None:
+        raise LookupError(f"{model.name} has no built-in prompts; give some with -p")
+    return [Request(text) for text in model.captions(limit or 16)]
 
 
 def plan(requests: list[Request], seeds: list[int], limit: int | None = None) -> Work:
