@@ -279,7 +279,7 @@ def study(
     folder = output or Path(f"{found.name}.study")
     tour.refuse_trace(folder)
     machine = {"device": device, "cpu_offload": cpu_offload, "ignore_disk": ignore_disk}
-    stops = tour.stops(runs, folder, requests, places, **machine)
+    stops = tour.stops(found, runs, folder, requests, places, **machine)
     planned = tour.plan(found, stops, requests)
     if dry_run:
         joined(folder, planned)
@@ -287,10 +287,11 @@ def study(
             folder, planned, list(tour.foretold(found, stops, folder)), _command("study"), as_json
         )
     write_study(folder, planned)
-    with itinerary.Telling(folder, rank, as_json, len(stops)) as telling:
+    telling = itinerary.Telling(folder, rank, as_json, len(stops))
+    with tour.together(folder, rank, stopping, lambda: telling.code):
         for visit in tour.visits(stops, rank, stopping, quiet):
             telling.tell(visit)
-        tour.wait_for_others(folder, rank, stopping, telling.code)
+    telling.sum_up(stopping.reason)
     return telling.code
 
 

@@ -35,7 +35,7 @@ def as_json(output: Path, outcome: Outcome) -> dict[str, Any]:
 
 
 class Telling:
-    """Says what became of each run as soon as it is known, and in the end of all, when its `with` block ends.
+    """Says what became of each run as soon as it is known, and in the end of all.
 
     Args:
         count: How many runs there are.
@@ -46,20 +46,14 @@ class Telling:
         self._visits: list[Visit] = []
         self._stopped: str | None = None
 
-    def __enter__(self) -> Telling:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
-        if kind is None:
-            self._sum_up()
-
     def tell(self, visit: Visit) -> None:
         self._visits.append(visit)
         output, outcome = visit.stop.order.output, visit.outcome
         if not self._as_json and outcome and not (outcome.stopped and not outcome.traced):
             skipped = f"{output}: complete, {plural(outcome.present, 'prompt')}"
             click.echo(harmless(skipped if visit.skipped else in_words(output, outcome, self._rank)))
-        for failure in outcome.failures if outcome else [f"{output}: {visit.error}"] if visit.error else []:
+        where = "" if str(output) in visit.error else f"{output}: "
+        for failure in outcome.failures if outcome else [f"{where}{visit.error}"] if visit.error else []:
             click.echo(harmless(f"dit-trace: {failure}"), err=True)
         self._stopped = (outcome and outcome.stopped) or self._stopped
 
@@ -70,7 +64,13 @@ class Telling:
             return 75
         return 1 if any(visit.failed for visit in self._visits) else 0
 
-    def _sum_up(self) -> None:
+    def sum_up(self, stopped: str | None) -> None:
+        """To be called in the end, once.
+
+        Args:
+            stopped: Why the process has to end, if it has to.
+        """
+        self._stopped = self._stopped or (stopped if self.code == 75 else None)
         failed = [visit for visit in self._visits if visit.failed]
         complete = sum(visit.complete for visit in self._visits)
         if self._as_json:
@@ -78,8 +78,10 @@ class Telling:
         elif self._rank.leads:
             further = f", {len(failed)} with failures" if failed else ""
             click.echo(f"{self._folder}: {complete} of {plural(self._count, 'run')} complete{further}")
-        if not self._rank.leads:
-            return
+        if self._rank.leads:
+            self._advise(failed, complete)
+
+    def _advise(self, failed: list[Visit], complete: int) -> None:
         if failed:
             names = ", ".join(visit.stop.planned.run.folder for visit in failed)
             click.echo(harmless(f"dit-trace: failed: {names}; the same command tries again"), err=True)

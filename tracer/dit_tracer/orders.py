@@ -62,9 +62,8 @@ class Order:
     def work(self) -> Work:
         return plan(self.requests, self.seeds, self.limit)
 
-    @cached_property
     def missing(self) -> int:
-        """How many prompts the trace does not hold, as of the first time this is asked; nothing is loaded."""
+        """How many prompts the trace does not hold by now; nothing is loaded."""
         return len(missing_tasks(existing_trace(self.output), self.work.tasks))
 
     def forecast(self) -> Forecast:

@@ -9,10 +9,10 @@ from pathlib import Path
 from dit_formats.reader import shard_paths
 from dit_formats.study import StudyRun
 
-MEASURED: dict[str, float] = {}
+MEASURED = {"digits-flux": 0.018, "digits-pixart": 0.024, "digits-latte": 0.113}
 """Seconds a step by model, with the settings of the embedded study `digits`."""
 
-WHERE = "as measured on two cores of an Intel Xeon"
+WHERE = "as measured with one thread on an Intel Xeon"
 HERE = "as the traces in this folder went"
 
 

@@ -41,6 +41,7 @@ class Settings:
     Args:
         prompts: How many.
         stack: Whether to record what enters and leaves the blocks as a whole.
+        threads: Of torch on a CPU; None for its default.
     """
 
     prompts: int = 16
@@ -63,6 +64,7 @@ class Settings:
     stats_only: bool = False
     pilot: bool = False
     time: bool = False
+    threads: int | None = None
 
 
 @dataclass(frozen=True)
@@ -70,20 +72,20 @@ class Definition:
     """A study as its file says it.
 
     Args:
-        folder: Where the file is; names of further files in it are taken from there.
+        path: Its file; names of further files in it are taken from its folder.
         prompts_file: Where the prompts are; None for those built in.
         models: What is said of each, by the name that the file gives it.
     """
 
     name: str
     title: str
-    folder: Path
+    path: Path
     prompts_file: str | None
     models: dict[str, Settings]
 
     def beside(self, name: str) -> str:
         """The file of this name beside the study's; the name as it stands where there is none."""
-        path = self.folder / name
+        path = self.path.parent / name
         return str(path) if path.is_file() else name
 
 
@@ -153,7 +155,9 @@ def expand(study: Definition, chosen: list[str] | None = None, limit: int | None
     for planned in runs:
         other = places.setdefault(planned.run.folder, planned)
         if other is not planned:
-            raise StudyError(f"{study.name}: {other.told} and {planned.told} would both be {planned.run.folder}")
+            raise StudyError(
+                f"{study.path}: models: {other.told} and {planned.told} would both be {planned.run.folder}"
+            )
     return runs
 
 
@@ -165,7 +169,8 @@ def as_settings(study: Definition, prompts: list[Any] | None) -> dict[str, Any]:
     """
     models = {name: dict(vars(settings)) for name, settings in study.models.items()}
     for values in models.values():
-        del values["prompts"], values["weights"]  # a copy of the weights is the same model, or its trace refuses it
+        for name in ("prompts", "weights", "threads"):  # a copy of the weights is the same model, or its trace refuses
+            del values[name]
     texts = json.dumps([vars(prompt) for prompt in prompts or ()], sort_keys=True)
     found = hashlib.sha256(texts.encode()).hexdigest()[:16] if prompts else "built in"
     return json.loads(json.dumps({"models": models, "prompts": found}, default=str))
@@ -209,6 +214,7 @@ class _Reader:
             "dtype": self._one(lambda x: x in ("float32", "float16", "bfloat16"), "float32, float16 or bfloat16"),
             "kinds": self._some(lambda x: x in KINDS, f"some of {', '.join(KINDS)}"),
             "attention": texts,
+            "threads": self._one(_is_count, "a whole number from 1"),
             "boundary": texts,
             "step_pairs": self._pairs,
             "sample": self._one(lambda x: x == 0 or _is_count(x), "a whole number"),
@@ -236,7 +242,7 @@ class _Reader:
         return Definition(
             text("name", data.get("name", self._path.stem)),
             text("title", data.get("title", self._path.stem)),
-            self._path.parent,
+            self._path,
             None if source is None else text("prompts_file", source),
             {name: self._settings(common, override.get(name, {}), f'override."{name}".') for name in models},
         )

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import click
+import torch
 from dit_formats.console import message
 from dit_formats.errors import ConflictError
 from dit_formats.prompts import Request
@@ -56,7 +58,8 @@ class Visit:
 
     @property
     def complete(self) -> bool:
-        return not self.failed and not self.outcome.stopped and not self.outcome.elsewhere
+        """Whether all of it is there by now, whoever traced it."""
+        return not self.failed and not self.outcome.stopped and not self.stop.order.missing()
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,7 @@ class Foretold:
 
 
 def stops(
+    study: Definition,
     runs: list[Planned],
     folder: Path,
     prompts: list[Request] | None,
@@ -107,7 +111,7 @@ def stops(
         try:
             schedulers.find(scheduler)
         except LookupError as error:
-            raise StudyError(f"schedulers: {error.args[0]}") from None
+            raise StudyError(f"{study.path}: schedulers: {error.args[0]}") from None
     return found
 
 
@@ -145,21 +149,25 @@ def foretold(study: Definition, found: list[Stop], folder: Path) -> Iterator[For
             yield Foretold(stop, error=_told(error))
             continue
         run = stop.planned.run
-        rate = rates.of(run.model, study.folder == STUDIES and made.device == "cpu")
+        rate = rates.of(run.model, study.path.parent == STUDIES and made.device == "cpu")
         seconds = rate.a_step * run.steps * made.missing if rate else None
         yield Foretold(stop, made, seconds, rate.where if rate else "")
         give_memory_back()
 
 
-def wait_for_others(folder: Path, rank: Rank, stopping: Stopping, code: int) -> None:
-    """Where the launcher would end the others as soon as this process ends with an error, wait until they are done.
+@contextmanager
+def together(folder: Path, rank: Rank, stopping: Stopping, code: Callable[[], int]) -> Iterator[None]:
+    """Around the visits of one of several processes that a launcher ends together as soon as one ends with an error.
 
-    They may be at later runs than those that failed here.
+    Such a process waits in the end until the others, which may be at later runs, are done; so does the one that speaks.
     """
-    if rank.tied:
-        with Claims(folder) as claims:
-            if code and not stopping.signalled:
-                claims.wait_for_others(lambda: stopping.signalled)
+    if not rank.tied:
+        yield
+        return
+    with Claims(folder) as claims:
+        yield
+        if (code() or rank.leads) and not stopping.signalled:
+            claims.wait_for_others(lambda: stopping.signalled)
 
 
 def _order(
@@ -195,17 +203,28 @@ def _order(
 def _visit(stop: Stop, title: str, rank: Rank, stopping: Stopping, quiet: bool) -> Visit:
     try:
         with one_voice(rank):
-            if not stop.order.missing:
+            if not stop.order.missing():
                 return Visit(stop, Outcome(present=len(stop.order.work.tasks)), skipped=True)
             if title:
                 click.echo(title, err=True)
-            return Visit(stop, stop.order.run(rank, stopping, quiet))
+            with _threads(stop.planned.settings.threads):
+                return Visit(stop, stop.order.run(rank, stopping, quiet))
     except Stopped as stopped:
         return Visit(stop, Outcome(stopped=str(stopped)))
     except SystemExit:
         return Visit(stop)
     except Exception as error:
         return Visit(stop, error=_told(error))
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _told(error: Exception) -> str:
