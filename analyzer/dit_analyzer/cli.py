@@ -12,6 +12,8 @@ from pathlib import Path
 import click
 from dit_formats.console import Program, harmless, plural
 
+from dit_analyzer.views import VIEWS
+
 TRACES = click.argument("traces", nargs=-1, required=True, type=click.Path(path_type=Path))
 DASK = click.option("--dask", metavar="ADDRESS",
                     help="Read on a Dask cluster: tcp://host:8786, or the scheduler's file. Its workers must see the "
@@ -57,14 +59,21 @@ def summary(traces: tuple[Path, ...], source: str, dask: str | None, as_json: bo
 @main.command()
 @TRACES
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder for the figures.")
+@click.option("--view", "views", type=click.Choice(list(VIEWS)), multiple=True,
+              help="Draw what an earlier paper plotted instead; may be repeated.")  # fmt: skip
 @click.option("--source", type=click.Choice(["exact", "sample"]), default="exact", show_default=True,
               help="Take the exact statistics, or the sampled values alone.")  # fmt: skip
 @DASK
 @click.option("--force", is_flag=True, help="Replace figures that are there already.")
-def figures(traces: tuple[Path, ...], output: Path, source: str, dask: str | None, force: bool) -> None:
+def figures(
+    traces: tuple[Path, ...], output: Path, views: tuple[str, ...], source: str, dask: str | None, force: bool
+) -> None:
     """Draw TRACES as the paper does: a panel for each layer, and a heat map of layers and steps; PDF and PNG.
 
-    Example: dit-analyze figures out.trace -o figures
+    With --view, what Learning-to-Cache, T-GATE, PAB, DiTFastAttn, SmoothCache, MagCache or TeaCache plotted, or what
+    Delta-DiT reuses, if the trace has it; else the option of dit-trace that records it is named.
+
+    Example: dit-analyze figures out.trace --view teacache -o figures
     """
     from dit_formats.reader import open_trace
 
@@ -73,19 +82,25 @@ def figures(traces: tuple[Path, ...], output: Path, source: str, dask: str | Non
     from dit_analyzer.show import figures as draw
     from dit_analyzer.show.tables import headline
 
+    if views and dask:
+        raise click.UsageError("--view reads the trace here; leave out --dask")
     makers = {"redundancy": draw.redundancy, "heatmap": draw.heatmap}
     stems = [path.resolve().stem for path in traces]
     if len(set(stems)) < len(stems):
         raise click.UsageError("two of the traces have the same name; draw them into two folders")
     for stem in stems:
-        for name in makers:
+        for name in views or makers:
             draw.refuse_existing(output / f"{stem}-{name}", force=force)
     for path, stem in zip(traces, stems):
         with open_trace(path) as trace:
-            view = paper_view(distances(trace, source=source, dask=dask))
             title = headline(trace)
-        for name, figure in makers.items():
-            for file in draw.save(figure(view, title), output / f"{stem}-{name}", force=force):
+            if views:
+                drawn = {name: VIEWS[name].draw(VIEWS[name].measure(trace, source), title) for name in views}
+            else:
+                view = paper_view(distances(trace, source=source, dask=dask))
+                drawn = {name: figure(view, title) for name, figure in makers.items()}
+        for name, figure in drawn.items():
+            for file in draw.save(figure, output / f"{stem}-{name}", force=force):
                 click.echo(file)
     click.echo(f"next: look at {output}, or dit-analyze summary {shlex.join(map(str, traces))}", err=True)
 
