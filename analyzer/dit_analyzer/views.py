@@ -42,13 +42,26 @@ VIEWS = {
     "l2c": View("Learning-to-Cache (arXiv 2406.01733), Figure 3", "layers", "l2c", "--kinds k,v,a,f"),
     "tgate": View("T-GATE (arXiv 2404.02747), Figure 2", "layers", "tgate", "--kinds k,v,o,a for the heads themselves"),
     "pab": View("PAB (arXiv 2408.12588), attention differences", "layers", "pab"),
-    "ditfastattn": View("DiTFastAttn (arXiv 2406.08552), Figure 4", "cosines", "ditfastattn", "samples, or "
-                        "--step-pairs all; --halves of a guided model"),  # fmt: skip
-    "smoothcache": View("SmoothCache (arXiv 2411.10510), error curves", "layers", "smoothcache", "--kinds k,v,a,f; "
-                        "samples for lags beyond 1"),  # fmt: skip
+    "ditfastattn": View(
+        "DiTFastAttn (arXiv 2406.08552), Figure 4",
+        "cosines",
+        "ditfastattn",
+        "samples, or --step-pairs all; --halves of a guided model",
+    ),  # fmt: skip
+    "smoothcache": View(
+        "SmoothCache (arXiv 2411.10510), error curves",
+        "layers",
+        "smoothcache",
+        "--kinds k,v,a,f; samples for lags beyond 1",
+    ),  # fmt: skip
     "magcache": View("MagCache (arXiv 2506.09045), Figure 1", "stack", "magcache", "the stack (no --no-stack)"),
-    "teacache": View("TeaCache (arXiv 2411.19108), input and output differences", "stack", "teacache", "the stack "
-                     "(no --no-stack)"),  # fmt: skip
-    "delta-dit": View("Delta-DiT (arXiv 2406.01125), offsets of block groups", "stack", "delta_dit", "the stack and "
-                      "samples (no --no-stack, no --stats-only)"),  # fmt: skip
+    "teacache": View(
+        "TeaCache (arXiv 2411.19108), input and output differences", "stack", "teacache", "the stack (no --no-stack)"
+    ),  # fmt: skip
+    "delta-dit": View(
+        "Delta-DiT (arXiv 2406.01125), offsets of block groups",
+        "stack",
+        "delta_dit",
+        "the stack and samples (no --no-stack, no --stats-only)",
+    ),  # fmt: skip
 }

@@ -16,16 +16,20 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
 
-from dit_analyzer.show.figures import STYLE
+from dit_analyzer.show.figures import STYLE, log_ticks
 
 PALETTE = ("mediumpurple", "darkorange", "cornflowerblue", "seagreen", "indianred", "grey")
 PARTS = {"a": "attention", "f": "feed-forward"}
+TYPES = {"ff": "feed-forward"} | {name: f"{name} attention" for name in ("spatial", "temporal", "joint", "single")}
+TYPES |= {"self": "self-attention", "cross": "cross-attention", "linear": "linear attention"}
 SITES = {"model_input": "noisy input", "modulated": "timestep-modulated input", "prediction": "model output"}
 SPREAD = "mean and 5th to 95th percentile of {} prompts"
 
 
+@matplotlib.rc_context(STYLE)
 def l2c(view: xr.Dataset, title: str) -> Figure:
     """Squared change over the depth, a line for each transition; attention and feed-forward networks."""
     square = view["square"].mean("prompt", skipna=False)
@@ -36,7 +40,8 @@ def l2c(view: xr.Dataset, title: str) -> Figure:
         for transition in lines.transition.values:
             line = lines.sel(transition=transition)
             panel.plot(range(line.sizes["layer"]), line, "o-", color=colours.to_rgba(transition))
-        panel.set(title=PARTS[kind], xlabel="layer of this kind", yscale="log" if (lines > 0).any() else "linear")
+        panel.set(title=PARTS[kind], xlabel="layer of this kind")
+        _log_if_positive(panel, lines)
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     panels[0].set_ylabel("‖f(h)[t+1] − f(h)[t]‖₂²")
     bar = figure.colorbar(colours, ax=panels, label="transition t → t+1")
@@ -44,6 +49,7 @@ def l2c(view: xr.Dataset, title: str) -> Figure:
     return _captioned(figure, view, _mean(view))
 
 
+@matplotlib.rc_context(STYLE)
 def tgate(view: xr.Dataset, title: str) -> Figure:
     """Change of cross-attention's output over the steps."""
     figure, (panel,) = _panels(1, title, "T-GATE (arXiv 2404.02747), Figure 2")
@@ -54,15 +60,18 @@ def tgate(view: xr.Dataset, title: str) -> Figure:
     return _captioned(figure, view, _mean(view))
 
 
+@matplotlib.rc_context(STYLE)
 def pab(view: xr.Dataset, title: str) -> Figure:
     """Mean squared change of attention's output over the steps, a line for each type."""
     figure, (panel,) = _panels(1, title, "PAB (arXiv 2408.12588), attention differences")
-    _lines(panel, view["mse"], "type")
-    panel.set(xlabel="transition t → t+1", ylabel="mean (a[t+1] − a[t])²", yscale=_scale(view["mse"]))
+    _lines(panel, view["mse"], "type", TYPES)
+    panel.set(xlabel="transition t → t+1", ylabel="mean (a[t+1] − a[t])²")
+    _log_if_positive(panel, view["mse"])
     panel.legend(frameon=False)
     return _captioned(figure, view, _spread(view))
 
 
+@matplotlib.rc_context(STYLE)
 def smoothcache(view: xr.Dataset, title: str) -> Figure:
     """Relative L1 error over the steps, a panel for each type of layer and a line for each lag."""
     types = view.type.values.tolist()
@@ -73,13 +82,15 @@ def smoothcache(view: xr.Dataset, title: str) -> Figure:
             mean = one["error"].mean("prompt", skipna=False)
             low, high = mean - one["half_width"], mean + one["half_width"]
             _line(panel, mean.step, mean, low, high, colour, f"k = {lag}")
-        panel.set(title=PARTS["f"] if name == "ff" else name, xlabel="step t", ylim=(0, None))
+        panel.set(title=TYPES.get(name, name), xlabel="step t")
     panels[0].set_ylabel("‖L[t] − L[t−k]‖₁ / ‖L[t]‖₁")
+    panels[0].set_ylim(0, None)  # of all panels, once all is drawn
     panels[0].legend(frameon=False)
     many = view.sizes["prompt"] > 1
     return _captioned(figure, view, _mean(view) + (", shade: 95 % confidence interval of the mean" if many else ""))
 
 
+@matplotlib.rc_context(STYLE)
 def magcache(view: xr.Dataset, title: str) -> Figure:
     """Magnitude ratio, its deviation over tokens, and cosine distance of the residual, over the steps."""
     figure, panels = _panels(3, title, "MagCache (arXiv 2506.09045), Figure 1")
@@ -93,27 +104,30 @@ def magcache(view: xr.Dataset, title: str) -> Figure:
         panel.set(title=label, xlabel="transition t → t+1")
     panels[0].axhline(1, color="lightgrey", linewidth=0.8, zorder=0)
     panels[0].legend(frameon=False)
-    return _captioned(figure, view, _spread(view))
+    return _captioned(figure, view, _spread(view, halved=False))
 
 
+@matplotlib.rc_context(STYLE)
 def teacache(view: xr.Dataset, title: str) -> Figure:
     """Relative change of inputs and output over the steps; and output against modulated input with the polynomial."""
     figure, panels = _panels(2, title, "TeaCache (arXiv 2411.19108), section 3")
     means = view["rel_l1"].mean("branch", skipna=False)
     _lines(panels[0], means, "site", SITES)
-    panels[0].set(xlabel="transition t → t+1", ylabel="mean |x[t+1] − x[t]| / mean |x[t]|", yscale=_scale(means))
+    panels[0].set(xlabel="transition t → t+1", ylabel="mean |x[t+1] − x[t]| / mean |x[t]|")
+    _log_if_positive(panels[0], means)
     panels[0].legend(frameon=False)
     x, y = (view["rel_l1"].sel(site=site).values.ravel() for site in ("modulated", "prediction"))
     panels[1].plot(x, y, "o", color=PALETTE[2], alpha=0.5, markeredgewidth=0)
     if view["coefficient"].notnull().all() and np.isfinite(x).any():
         grid = np.linspace(np.nanmin(x), np.nanmax(x), 200)
         curve = np.polynomial.polynomial.polyval(grid, view["coefficient"].values)
-        panels[1].plot(grid, curve, color="black", label=f"polynomial of degree 4, R² = {view.r_squared.item():.2f}")
-        panels[1].legend(frameon=False)
+        panels[1].plot(grid, curve, color="black")
+        panels[1].set_title(f"polynomial of degree {len(view.power) - 1}, R² = {view.r_squared.item():.2f}")
     panels[1].set(xlabel="relative L1 change of the modulated input", ylabel="of the model output", ylim=_room(y))
-    return _captioned(figure, view, _spread(view) + ", mean over guidance halves; right: a point for each prompt, half, t")
+    return _captioned(figure, view, f"{_spread(view)}; right: a point for each prompt, branch and t")
 
 
+@matplotlib.rc_context(STYLE)
 def delta_dit(view: xr.Dataset, title: str) -> Figure:
     """Relative change and cosine distance of the offsets of front, rear and all blocks, over the steps."""
     figure, panels = _panels(2, title, "Delta-DiT (arXiv 2406.01125), what Δ-Cache reuses")
@@ -121,12 +135,14 @@ def delta_dit(view: xr.Dataset, title: str) -> Figure:
     labels = {"front": "front blocks", "rear": "rear blocks", "all": "all blocks"}
     _lines(panels[0], relative, "group", labels)
     _lines(panels[1], cosine, "group", labels)
-    panels[0].set(xlabel="transition t → t+1", ylabel="mean |D[t+1] − D[t]| / mean |D[t]|", yscale=_scale(relative))
+    panels[0].set(xlabel="transition t → t+1", ylabel="mean |D[t+1] − D[t]| / mean |D[t]|")
+    _log_if_positive(panels[0], relative)
     panels[1].set(xlabel="transition t → t+1", ylabel="cos(D[t], D[t+1])")
     panels[0].legend(frameon=False)
-    return _captioned(figure, view, _spread(view) + ", mean over guidance halves")
+    return _captioned(figure, view, _spread(view))
 
 
+@matplotlib.rc_context(STYLE)
 def ditfastattn(view: xr.Dataset, title: str) -> Figure:
     """Cosines of all pairs of steps at three depths; and of the guidance halves, layers by steps."""
     steps = view["step_cosine"].mean("prompt", skipna=False)
@@ -153,20 +169,18 @@ def ditfastattn(view: xr.Dataset, title: str) -> Figure:
 
 def _panels(count: int, title: str, paper: str, sharey: bool = False) -> tuple[Figure, Sequence[Axes]]:
     """A figure of panels in one row, headed by the trace and what it is drawn after."""
-    with matplotlib.rc_context(STYLE):
-        figure = Figure((0.8 + 2.6 * max(count, 1.6), 3.4), layout="constrained")
-        panels = list(figure.subplots(1, count, squeeze=False, sharey=sharey)[0])
-        width = int(12 * figure.get_figwidth())
-        figure.suptitle(f"{textwrap.fill(title, width)}\n{textwrap.fill(f'after {paper}', width)}")
+    figure = Figure((0.8 + 2.6 * max(count, 2), 3.4), layout="constrained")
+    panels = list(figure.subplots(1, count, squeeze=False, sharey=sharey)[0])
+    width = int(12 * figure.get_figwidth())
+    figure.suptitle(f"{textwrap.fill(title, width)}\n{textwrap.fill(f'after {paper}', width)}")
     return figure, panels
 
 
 def _captioned(figure: Figure, view: xr.Dataset, averaged: str) -> Figure:
     """Say below what was averaged, what was computed, and where the paper differs."""
-    with matplotlib.rc_context(STYLE):
-        source = "from the samples alone" if view.attrs["source"] == "sample" else ""
-        told = "; ".join(part for part in (averaged, view.attrs["notes"], source) if part)
-        figure.supxlabel(textwrap.fill(told, int(19 * figure.get_figwidth())), fontsize=6.5)
+    source = "from the samples alone" if view.attrs["source"] == "sample" else ""
+    told = "; ".join(part for part in (averaged, view.attrs["notes"], source) if part)
+    figure.supxlabel(textwrap.fill(told, int(18 * figure.get_figwidth())), fontsize=7)
     return figure
 
 
@@ -181,14 +195,21 @@ def _lines(panel: Axes, values: xr.DataArray, axis: str, labels: dict[str, str] 
 
 
 def _line(
-    panel: Axes, x: xr.DataArray, mean: xr.DataArray, low: xr.DataArray, high: xr.DataArray, colour: str, label: str = ""
+    panel: Axes,
+    x: xr.DataArray,
+    mean: xr.DataArray,
+    low: xr.DataArray,
+    high: xr.DataArray,
+    colour: str,
+    label: str = "",
 ) -> None:
+    """A line and the band around it, and whole numbers of steps below."""
     panel.plot(x, mean, "o-", color=colour, label=label)
     panel.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
     panel.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-def _image(panel: Axes, values: xr.DataArray, norm: Normalize):
+def _image(panel: Axes, values: xr.DataArray, norm: Normalize) -> AxesImage:
     """Rows by steps, the first row at the top; grey where there is no value."""
     panel.set(facecolor="lightgrey")
     panel.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -196,9 +217,11 @@ def _image(panel: Axes, values: xr.DataArray, norm: Normalize):
     return panel.imshow(values, "viridis", norm, interpolation="nearest")
 
 
-def _scale(values: xr.DataArray) -> str:
+def _log_if_positive(panel: Axes, values: xr.DataArray) -> None:
     """A log axis, unless something is 0 or nothing is there."""
-    return "log" if values.notnull().any() and (values.where(values.notnull(), 1) > 0).all() else "linear"
+    if values.notnull().any() and (values.where(values.notnull(), 1) > 0).all():
+        panel.set_yscale("log")
+        log_ticks(panel.yaxis)
 
 
 def _room(values: np.ndarray) -> tuple[float, float] | None:
@@ -215,6 +238,7 @@ def _mean(view: xr.Dataset) -> str:
     return f"mean of {prompts} prompts" if prompts > 1 else "one prompt"
 
 
-def _spread(view: xr.Dataset) -> str:
+def _spread(view: xr.Dataset, halved: bool = True) -> str:
     prompts = view.sizes["prompt"]
-    return SPREAD.format(prompts) if prompts > 1 else "one prompt"
+    told = SPREAD.format(prompts) if prompts > 1 else "one prompt"
+    return told + (", mean over guidance halves" if view.sizes.get("branch", 1) > 1 and halved else "")

@@ -12,7 +12,7 @@ from dit_analyzer.measures.paper import HALVES, LEFT_OUT
 from dit_analyzer.measures.views.given import (
     LATENT,
     Floats,
-    activation,
+    Samples,
     coordinates,
     dataset,
     halves,
@@ -103,8 +103,9 @@ def _sampled(trace: Trace, layers: list[int]) -> tuple[Floats, Floats]:
     of_steps = np.empty((len(trace.prompts), len(layers), steps, steps))
     of_halves = np.full(of_steps.shape[:-1], np.nan)
     names = [trace.branches(LATENT)[place] for place in halves(trace, LATENT)]
+    samples = Samples(trace, LATENT)
     for prompt, place in np.ndindex(of_steps.shape[:2]):
-        x, weight = activation(trace, LATENT, prompt, kind, layers[place])
+        x, weight = samples.of(prompt, kind, layers[place])
         weighted = x * np.sqrt(weight)[:, None]
         of_steps[prompt, place] = _normed(np.einsum("bps,bpt->st", weighted, weighted, optimize=True))
         if set(HALVES) <= set(names):

@@ -8,7 +8,6 @@ import numpy as np
 import xarray as xr
 from dit_formats.errors import IncompleteError
 from dit_formats.reader import Trace
-from dit_formats.schema import STACK
 from numpy.typing import NDArray
 
 from dit_analyzer.measures.paper import HALVES
@@ -52,6 +51,11 @@ def halves(trace: Trace, stream: str) -> list[int]:
     return [i for i, name in enumerate(names) if name in HALVES] or list(range(len(names)))
 
 
+def over_halves(trace: Trace) -> list[str]:
+    """A note that both guidance halves are in the mean, if there are two."""
+    return ["mean over guidance halves"] if len(halves(trace, LATENT)) > 1 else []
+
+
 def mean_of(values: xr.DataArray, recorded: xr.DataArray, axes: Sequence[str]) -> xr.DataArray:
     """Mean over what was recorded along some axes; NaN where any of that has no value."""
     lost = (recorded & values.isnull()).any(axes)
@@ -64,17 +68,24 @@ def sum_of(values: xr.DataArray, recorded: xr.DataArray, axes: Sequence[str]) ->
     return values.where(recorded).sum(axes).where(~lost & recorded.any(axes))
 
 
-def activation(trace: Trace, stream: str, prompt: int, kind: int, layer: int) -> tuple[Floats, Floats]:
-    """Sampled values of one kind and layer in the guidance halves, (branch, position, step), and weights (position).
+class Samples:
+    """The sampled values of a stream or the stack; where they lie is read once."""
 
-    The weights sum to 1. Of the stack, `layer` is a site and its kind is 0.
-    """
-    shard, row = trace.rows[prompt]
-    with shard:
-        kept = shard.stream(stream, "channel")[kind, layer] >= 0
-        weight = shard.stream(stream, "weight")[kind, layer][kept]
-        cells = [shard.cell(stream, row, branch, kind, layer) for branch in halves(trace, stream)]
-    return np.stack(cells)[:, kept].astype(np.float64), weight
+    def __init__(self, trace: Trace, stream: str) -> None:
+        self._trace, self._stream, self._branches = trace, stream, halves(trace, stream)
+        self._there = trace.geometry(stream, "channel") >= 0
+        self._weight = trace.geometry(stream, "weight")
+
+    def of(self, prompt: int, kind: int, layer: int) -> tuple[Floats, Floats]:
+        """One kind and layer in the guidance halves, (branch, position, step), and weights (position) that sum to 1.
+
+        Of the stack, `layer` is a site and its kind is 0.
+        """
+        shard, row = self._trace.rows[prompt]
+        kept = self._there[kind, layer]
+        with shard:
+            cells = [shard.cell(self._stream, row, branch, kind, layer) for branch in self._branches]
+        return np.stack(cells)[:, kept].astype(np.float64), self._weight[kind, layer][kept]
 
 
 def coordinates(trace: Trace, stream: str = LATENT) -> dict[str, object]:
@@ -90,7 +101,11 @@ def coordinates(trace: Trace, stream: str = LATENT) -> dict[str, object]:
 
 
 def dataset(
-    trace: Trace, variables: dict[str, xr.DataArray], formulas: dict[str, tuple[str, str]], source: str, notes: Sequence[str]
+    trace: Trace,
+    variables: dict[str, xr.DataArray],
+    formulas: dict[str, tuple[str, str]],
+    source: str,
+    notes: Sequence[str],
 ) -> xr.Dataset:
     """The variables, each with its unit and formula, and in `notes` what was computed and how the paper differs."""
     attributes = {

@@ -17,7 +17,7 @@ from dit_analyzer.measures.paper import guidance_halves
 from dit_analyzer.measures.views.given import (
     LATENT,
     Floats,
-    activation,
+    Samples,
     coordinates,
     dataset,
     halves,
@@ -25,13 +25,16 @@ from dit_analyzer.measures.views.given import (
     mean_of,
     need_kinds,
     need_steps,
+    over_halves,
     sum_of,
 )
 
 LAGS = 3
 """Steps apart, at most, that SmoothCache looks at on images."""
 
-PAB_ORDER = ("spatial", "temporal", "cross")
+LAST = ("cross", "ff")
+"""Types that come after the others; PAB and SmoothCache list them so."""
+
 JOINT = ("joint", "single")
 LATENT_ONLY = "of joint attention, the latent tokens' output"
 
@@ -50,7 +53,7 @@ def l2c(trace: Trace, source: str = "exact") -> xr.Dataset:
     ds = _changes(trace, source).sel(stream=LATENT, kind=["a", "f"])
     ds = ds.isel(layer=(ds.layer_type != "cross").values)
     square = mean_of(ds["rms"] ** 2 * ds["count"], ds["count"].notnull(), ["branch"])
-    notes = ["squared L2 norm over the whole tensor, mean over guidance halves"]
+    notes = ["squared L2 norm over the whole tensor", *over_halves(trace)]
     notes += [LATENT_ONLY] if ds.layer_type.isin(JOINT).any() else []
     notes += ["cross-attention left out: L2C's models have none"] if _has(trace, "cross") else []
     notes += ["single blocks have no feed-forward network of their own"] if _has(trace, "single") else []
@@ -73,14 +76,14 @@ def tgate(trace: Trace, source: str = "exact") -> xr.Dataset:
     ds = _changes(trace, source)
     cross = _has(trace, "cross")
     if not cross and "text" not in ds.stream:
-        raise IncompleteError(f"{trace.path}: has neither cross-attention nor text tokens, so nothing that T-GATE shows")
+        raise IncompleteError(f"{trace.path}: has neither cross-attention nor text tokens, so nothing of T-GATE's")
     ds = ds.sel(stream=LATENT if cross else "text", kind=kind)
     ds = ds.isel(layer=ds.layer_type.isin(("cross",) if cross else JOINT).values)
     distance = mean_of(np.sqrt(ds["rms"] ** 2 * ds["count"]), ds["count"].notnull(), ["branch", "layer"])
     what = "cross-attention" if cross else "no cross-attention here: text tokens of joint attention instead"
     where = "heads before the output projection (o)" if kind == "o" else "module's output (a), after its projection"
-    notes = [what, where, "mean over layers and guidance halves", "shade: one standard deviation over prompts, where "
-             "T-GATE shades the variance"]  # fmt: skip
+    shade = "shade: one standard deviation over prompts, where T-GATE shades the variance"
+    notes = [what, where, "mean over layers", *over_halves(trace), shade]
     formulas = {"distance": ("activation", "|| c[t+1] - c[t] ||_2")}
     return dataset(trace, {"distance": distance}, formulas, source, notes)
 
@@ -90,7 +93,7 @@ def pab(trace: Trace, source: str = "exact") -> xr.Dataset:
 
     Returns:
         mse = mean over elements of (a[t + 1] - a[t])^2, mean over layers of a type and guidance halves, (prompt, type,
-        transition); spatial, temporal and cross-attention first.
+        transition); cross-attention last.
 
     Raises:
         IncompleteError: No attention output, or one step only.
@@ -98,7 +101,7 @@ def pab(trace: Trace, source: str = "exact") -> xr.Dataset:
     need_kinds(trace, "a")
     ds = _changes(trace, source).sel(stream=LATENT, kind="a", drop=True)
     mse = _by_type(ds["rms"] ** 2, ds["count"].notnull(), ["branch"])
-    notes = ["mean over the layers of a type and guidance halves"]
+    notes = ["mean over the layers of a type", *over_halves(trace)]
     notes += [LATENT_ONLY] if mse.type.isin(JOINT).any() else []
     formulas = {"mse": ("squared activation", "mean (a[t+1] - a[t])^2")}
     return dataset(trace, {"mse": mse}, formulas, source, notes)
@@ -144,10 +147,10 @@ def _has(trace: Trace, name: str) -> bool:
 
 
 def _by_type(values: xr.DataArray, recorded: xr.DataArray, axes: list[str]) -> xr.DataArray:
-    """Means over the layers of each type, and over further axes, along a new axis `type`; types without any left out."""
+    """Means over the layers of each type there is, and over further axes, along a new axis `type`."""
     seen = recorded.any([axis for axis in recorded.dims if axis != "layer"])
     there = dict.fromkeys(values.layer_type.values[seen.values].tolist())
-    types = sorted(there, key=lambda name: PAB_ORDER.index(name) if name in PAB_ORDER else len(PAB_ORDER))
+    types = sorted(there, key=lambda name: LAST.index(name) if name in LAST else -1)
     which = [values.layer_type.values == name for name in types]
     means = [mean_of(values.isel(layer=one), recorded.isel(layer=one), ["layer", *axes]) for one in which]
     return xr.concat(means, "type").assign_coords(type=types).transpose("prompt", "type", ...)
@@ -172,7 +175,8 @@ def _sizes(trace: Trace, source: str) -> xr.DataArray:
     if source == "sample":
         sizes = _sampled_sizes(trace, kinds)
     else:
-        steps = dict(zip(STEP_STATISTICS, np.moveaxis(trace.step_sums(LATENT)[:, halves(trace, LATENT)][:, :, kinds], -2, 0)))
+        sums = trace.step_sums(LATENT)[:, halves(trace, LATENT)][:, :, kinds]
+        steps = dict(zip(STEP_STATISTICS, np.moveaxis(sums, -2, 0)))
         with np.errstate(invalid="ignore", divide="ignore"):
             sizes = steps["sum_abs"] / steps["count"]
     axes = ("prompt", "branch", "kind", "layer", "step")
@@ -183,8 +187,9 @@ def _sizes(trace: Trace, source: str) -> xr.DataArray:
 
 def _sampled_sizes(trace: Trace, kinds: list[int]) -> Floats:
     sizes = np.empty((len(trace.prompts), len(halves(trace, LATENT)), len(kinds), len(trace.layers), trace.num_steps))
+    samples = Samples(trace, LATENT)
     for prompt, kind, layer in np.ndindex(len(trace.prompts), len(kinds), len(trace.layers)):
-        x, weight = activation(trace, LATENT, prompt, kinds[kind], layer)
+        x, weight = samples.of(prompt, kinds[kind], layer)
         sizes[prompt, :, kind, layer] = np.einsum("p,bps->bs", weight, abs(x))
     return sizes
 

@@ -10,7 +10,7 @@ from dit_formats.schema import STACK
 from numpy.typing import NDArray
 
 from dit_analyzer.measures.signals import signals
-from dit_analyzer.measures.views.given import Floats, activation, coordinates, dataset, halves, need_samples, need_steps
+from dit_analyzer.measures.views.given import Floats, Samples, coordinates, dataset, halves, need_samples, need_steps
 
 TEACACHE = {"model_input": "noisy input", "modulated": "modulated input", "prediction": "model output"}
 """Sites, and TeaCache's names for them."""
@@ -106,8 +106,11 @@ def delta_dit(trace: Trace, source: str = "exact") -> xr.Dataset:
     found.append(whole[["rel_l1", "cosine"]] if exact else _offset(trace, None, "residual"))
     ds = xr.concat(found, "group").assign_coords(group=[*GROUPS, "all"])
     ds = ds.transpose("prompt", "branch", "group", "transition")
-    notes = ["D: output less input of a group of blocks; front and rear: before and after half of the blocks, latent "
-             "tokens", "Delta-DiT showed images with blocks skipped, not this curve", "front and rear from samples"]  # fmt: skip
+    notes = [
+        "D: output less input of a group of blocks; front and rear: before and after half of the blocks, latent tokens",
+        "Delta-DiT showed images with blocks skipped, not this curve",
+        "front and rear from samples",
+    ]
     formulas = {
         "rel_l1": ("1", "mean |D[t+1] - D[t]| / mean |D[t]|"),
         "cosine": ("1", "cos(D[t], D[t+1])"),
@@ -129,16 +132,17 @@ def _offset(trace: Trace, before: str | None, after: str) -> xr.Dataset:
     need_samples(trace, STACK)
     places = [trace.sites().index(site) for site in (before, after) if site]
     rows, weight = _common(trace, places)
-    values = np.stack([_of_prompt(trace, prompt, places, rows, weight) for prompt in range(len(trace.prompts))], axis=1)
+    samples, prompts = Samples(trace, STACK), range(len(trace.prompts))
+    values = np.stack([_of_prompt(samples, prompt, places, rows, weight) for prompt in prompts], axis=1)
     names = coordinates(trace, STACK)
     axes = ("prompt", "branch", "transition")
     kept = {axis: names[axis] for axis in ("prompt", "branch")} | {"transition": range(trace.num_steps - 1)}
     return xr.Dataset({name: (axes, array) for name, array in zip(("rel_l1", "cosine"), values)}, kept)
 
 
-def _of_prompt(trace: Trace, prompt: int, places: list[int], rows: NDArray[np.int64], weight: Floats) -> Floats:
+def _of_prompt(samples: Samples, prompt: int, places: list[int], rows: NDArray[np.int64], weight: Floats) -> Floats:
     """rel_l1 and cosine, (2, branch, transition)."""
-    states = [activation(trace, STACK, prompt, 0, place)[0][:, row] for place, row in zip(places, rows)]
+    states = [samples.of(prompt, 0, place)[0][:, row] for place, row in zip(places, rows)]
     x = states[-1] - states[0] if len(states) > 1 else states[0]
     square = np.einsum("p,bps->bs", weight, x**2)
     with np.errstate(invalid="ignore", divide="ignore"):
