@@ -14,6 +14,8 @@ from typing import Any
 import click
 from dit_formats.console import Program, harmless, plural
 
+from dit_analyzer.views import VIEWS
+
 TRACES = click.argument("traces", nargs=-1, required=True, type=click.Path(path_type=Path))
 SOURCE = click.option("--source", type=click.Choice(["exact", "sample"]), default="exact", show_default=True,
                       help="Take the exact statistics, or the sampled values alone.")  # fmt: skip
@@ -60,21 +62,31 @@ def summary(traces: tuple[Path, ...], source: str, dask: str | None, as_json: bo
 @main.command()
 @TRACES
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder for the figures.")
+@click.option("--view", "views", type=click.Choice(list(VIEWS)), multiple=True,
+              help="Draw what an earlier paper plotted instead; may be repeated.")  # fmt: skip
 @SOURCE
 @DASK
 @click.option("--force", is_flag=True, help="Replace figures that are there already.")
-def figures(traces: tuple[Path, ...], output: Path, source: str, dask: str | None, force: bool) -> None:
+def figures(
+    traces: tuple[Path, ...], output: Path, views: tuple[str, ...], source: str, dask: str | None, force: bool
+) -> None:
     """Draw TRACES as the paper does: a panel for each layer, and a heat map of layers and steps; PDF and PNG.
 
-    Example: dit-analyze figures out.trace -o figures
+    With --view, what Learning-to-Cache, T-GATE, PAB, DiTFastAttn, SmoothCache, MagCache or TeaCache plotted, or what
+    Delta-DiT reuses, if the trace has it; else the option of dit-trace that records it is named.
+
+    Example: dit-analyze figures out.trace --view teacache -o figures
     """
     from dit_analyzer.members import members_of, name_of
-    from dit_analyzer.study import Study, drawing_pages, sampling_pages
+    from dit_analyzer.study import Study, drawing_pages, sampling_pages, view_pages
 
+    if views and dask:
+        raise click.UsageError("--view reads the trace here; leave out --dask")
     if len({name_of(path) for path in traces}) < len(traces):
         raise click.UsageError("two of the traces have the same name; draw them into two folders")
     study = Study(members_of(traces, {path.name: "" for path in traces}), source, dask)
-    _write(study, output, (drawing_pages, partial(sampling_pages, name="figures-sampling.csv")), force)
+    drawings = (drawing_pages, partial(sampling_pages, name="figures-sampling.csv"))
+    _write(study, output, (partial(view_pages, views=views),) if views else drawings, force, compared=not views)
     click.echo(f"next: look at {output}, or dit-analyze summary {shlex.join(map(str, traces))}", err=True)
 
 
@@ -286,13 +298,13 @@ def _progress(length: int) -> Iterator[Callable[[], object]]:
         yield lambda: bar.update(1)
 
 
-def _write(study: Any, output: Path, pages: Any, force: bool) -> None:
+def _write(study: Any, output: Path, pages: Any, force: bool, *, compared: bool = True) -> None:
     """Write these pages of a study, and say what was written, and how good samples are where they are the source."""
     from dit_analyzer.study import deviations, write_study
 
     for path in write_study(study, output, force=force, pages=pages):
         click.echo(path)
-    for row in deviations(study) if study.source == "sample" else ():
+    for row in deviations(study) if compared and study.source == "sample" else ():
         of = f"{row['kind'].upper()} {'L1' if row['quantity'] == 'l1' else 'CV'}"
         apart = f"median {row['median']:.2%}, largest {row['largest']:.2%}" if row["cells"] else "nothing to compare"
         click.echo(f"{harmless(row['trace'])}: {of} from samples deviates by {apart}")

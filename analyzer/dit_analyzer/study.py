@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from dit_analyzer.members import Member, members_of, read_plan, traces_in
 from dit_analyzer.printed import FURTHER, PAPER
 from dit_analyzer.show import facts, figures, papertables
 from dit_analyzer.show.tables import headline
+from dit_analyzer.views import VIEWS, View
 
 KEPT = ["l1", "rel_l1"]
 """What of the paper's view is kept for all traces at once."""
@@ -123,6 +125,24 @@ def drawing_pages(study: Study) -> Iterator[Output]:
         for name, draw in (("redundancy", figures.redundancy), ("heatmap", figures.heatmap)):
             names = tuple(f"{one.name}-{name}.{ending}" for ending in figures.UNDATED)
             yield Output(names, lambda one=one, draw=draw: list(figures.rendered(draw(study.view(one), _title(one)))))
+
+
+def view_pages(study: Study, views: Sequence[str]) -> Iterator[Output]:
+    """What earlier papers plotted, of each trace, named by trace and view. All are measured before one is drawn.
+
+    Raises:
+        IncompleteError: A trace does not hold what a view needs.
+    """
+    for one in study.members:
+        with open_trace(one.path) as trace:
+            measured = {name: VIEWS[name].measure(trace, study.source) for name in views}
+        for name, found in measured.items():
+            names = tuple(f"{one.name}-{name}.{ending}" for ending in figures.UNDATED)
+            yield Output(names, partial(_view, VIEWS[name], found, _title(one)))
+
+
+def _view(view: View, found: xr.Dataset, title: str) -> list[bytes]:
+    return list(figures.rendered(view.draw(found, title)))
 
 
 def figure_name(one: Member) -> str:

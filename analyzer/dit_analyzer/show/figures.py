@@ -72,7 +72,7 @@ def redundancy(view: xr.Dataset, title: str, *, columns: int | None = None) -> F
             panel = figure.add_subplot(rows, columns, layer + 1)
             _draw(panel, l1.isel(layer=layer), curves.isel(layer=layer), _counted_down(view))
             panel.set(yscale="log", ylim=(low * 0.85, high / 0.85))  # sharey costs seconds for FLUX's 57 layers
-            _log_ticks(panel.yaxis)
+            log_ticks(panel.yaxis)
             _step_ticks(panel, view)
             panel.tick_params(labelleft=layer % columns == 0, labelbottom=layer >= layers - columns)
         _frame(figure, l1, title)
@@ -99,7 +99,7 @@ def heatmap(view: xr.Dataset, title: str) -> Figure:
             panel.tick_params(labelleft=panel is panels[0])
         _part_types(panels, means)
         bar = figure.colorbar(image, ax=panels, pad=0.02, aspect=height / 0.12, label=SIZE)
-        _log_ticks(bar.ax.yaxis)
+        log_ticks(bar.ax.yaxis)
         figure.suptitle(_in_lines(title, figure))
         grey = "; grey: no change, or no value" if means.isnull().any() else ""
         figure.supxlabel(_in_lines(_caption(view) + grey, figure, SMALL))
@@ -252,7 +252,7 @@ def _part_types(panels: list[Axes], means: xr.DataArray) -> None:
         row += length
 
 
-def _log_ticks(axis: Axis) -> None:
+def log_ticks(axis: Axis) -> None:
     """Plain numbers, as many as a small panel has room for."""
     low, high = axis.get_view_interval()
     subs = (1, 2, 5) if high / low < 30 else (1, 3) if high / low < 1000 else (1,)

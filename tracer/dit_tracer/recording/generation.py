@@ -97,7 +97,8 @@ class Places:
                 f"{known[0]} and {known[1]} before; trace other sizes into another folder"
             )
         if key not in self._places:
-            chosen = self._chosen.get(key) or positions(*known, self._sample.size(stream), self._sample.seed, *key)
+            names = key[:2] if stream == STACK else key  # sites of one shape alike, so that they can be subtracted
+            chosen = self._chosen.get(key) or positions(*known, self._sample.size(stream), self._sample.seed, *names)
             fold, token = np.divmod(chosen.token, room)
             head, channel = np.divmod(chosen.channel, width)
             index = tuple(torch.from_numpy(axis) for axis in (fold, head, token, channel))

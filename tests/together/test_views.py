@@ -1,0 +1,189 @@
+"""Views of traces of the bundled models, against the formulas in plain numpy on whole tensors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from dit_analyzer.views import VIEWS
+from dit_formats import open_trace
+from dit_formats.reader import Trace
+from dit_formats.schema import STACK
+from dit_tracer.cli import main
+from numpy.typing import NDArray
+
+STEPS = 5
+MORE = {"pixart": ("--halves", "--step-pairs", "all"), "flux": ()}
+"""Of FLUX's steps there are no products, so that its cosines are from samples."""
+
+
+@pytest.fixture(scope="module")
+def traces(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Two prompts of each model, with samples so large that they are the whole tensors."""
+    folder = tmp_path_factory.mktemp("views")
+    for model, more in MORE.items():
+        command = ["run", f"digits-{model}", "-n", "2", "--steps", str(STEPS), "--kinds", "a,f,o", *more]
+        result = CliRunner().invoke(main, [*command, "--sample", "12288", "-o", str(folder / model)])
+        assert result.exit_code == 0, result.output
+    return {model: folder / model for model in MORE}
+
+
+def whole(trace: Trace, stream: str, kind: str, layer: int, prompt: int = 1) -> NDArray[np.float64]:
+    """An activation of one prompt, (branch, element, step)."""
+    place = trace.kinds(stream).index(kind)
+    shard, row = trace.rows[prompt]
+    with shard:
+        branches = range(len(trace.branches(stream)))
+        x = np.stack([shard.cell(stream, row, branch, place, layer) for branch in branches]).astype("f8")
+    x = x[:, trace.geometry(stream, "channel")[place, layer] >= 0]
+    tokens, channels = (trace.geometry(stream, name)[place, layer] for name in ("num_tokens", "num_channels"))
+    assert x.shape[1] == tokens * channels > 0
+    return x
+
+
+def state(trace: Trace, site: str) -> NDArray[np.float64]:
+    return whole(trace, STACK, "x", trace.sites().index(site))
+
+
+def layers(trace: Trace, *types: str) -> list[int]:
+    """Layers of some types that have latent tokens; those of a text's feed-forward networks have none."""
+    seen = trace.geometry("latent", "recorded").any((0, 1, 3))
+    return [i for i, layer in enumerate(trace.layers) if layer.type in types and seen[i]]
+
+
+@pytest.mark.parametrize("source", ["exact", "sample"])
+@pytest.mark.parametrize("model", MORE)
+def test_l2c_is_the_squared_norm_of_the_change(traces: dict[str, Path], model: str, source: str) -> None:
+    with open_trace(traces[model]) as trace:
+        view = VIEWS["l2c"].measure(trace, source).isel(prompt=1)["square"]
+        attention = layers(trace, "self", "joint", "single")
+        for kind, places in (("a", attention), ("f", layers(trace, "ff"))):
+            expected = [(np.diff(whole(trace, "latent", kind, at)) ** 2).sum(1).mean(0) for at in places]
+            np.testing.assert_allclose(view.sel(kind=kind, layer=places), expected, rtol=1e-5)
+            assert view.sel(kind=kind).dropna("layer").layer.values.tolist() == places
+
+
+@pytest.mark.parametrize("source", ["exact", "sample"])
+@pytest.mark.parametrize("model", MORE)
+def test_tgate_is_the_norm_of_the_change_of_cross_attention_or_else_of_text(
+    traces: dict[str, Path], model: str, source: str
+) -> None:
+    stream, types = ("text", ("joint", "single")) if model == "flux" else ("latent", ("cross",))
+    with open_trace(traces[model]) as trace:
+        view = VIEWS["tgate"].measure(trace, source)
+        changes = [np.diff(whole(trace, stream, "o", at)) for at in layers(trace, *types)]
+    expected = np.mean([np.linalg.norm(change, axis=1).mean(0) for change in changes], 0)
+    np.testing.assert_allclose(view["distance"].isel(prompt=1), expected, rtol=1e-5)
+    assert ("no cross-attention" in view.notes) == (model == "flux")
+
+
+@pytest.mark.parametrize("source", ["exact", "sample"])
+@pytest.mark.parametrize("model", MORE)
+def test_pab_is_the_mean_squared_change_by_type(traces: dict[str, Path], model: str, source: str) -> None:
+    with open_trace(traces[model]) as trace:
+        view = VIEWS["pab"].measure(trace, source)["mse"].isel(prompt=1)
+        for name in view.type.values:
+            changes = [np.diff(whole(trace, "latent", "a", at)) for at in layers(trace, name)]
+            np.testing.assert_allclose(
+                view.sel(type=name), np.mean([(d**2).mean((0, 1)) for d in changes], 0), rtol=1e-5
+            )
+    names = {"pixart": ["self", "cross"], "flux": ["joint", "single"]}
+    assert view.type.values.tolist() == names[model]
+
+
+@pytest.mark.parametrize("source", ["exact", "sample"])
+@pytest.mark.parametrize("model", MORE)
+def test_smoothcache_is_the_relative_error_of_an_older_output(traces: dict[str, Path], model: str, source: str) -> None:
+    with open_trace(traces[model]) as trace:
+        view = VIEWS["smoothcache"].measure(trace, source)
+        error = view["error"].isel(prompt=1)
+        for name in view.type.values:
+            outputs = [whole(trace, "latent", "f" if name == "ff" else "a", at) for at in layers(trace, name)]
+            for lag in (1, 2, 3):
+                expected = np.mean(
+                    [abs(x[..., lag:] - x[..., :-lag]).sum((0, 1)) / abs(x[..., lag:]).sum((0, 1)) for x in outputs], 0
+                )
+                np.testing.assert_allclose(error.sel(type=name, lag=lag)[lag:], expected, rtol=1e-5)
+                assert error.sel(type=name, lag=lag)[:lag].isnull().all()
+    one, other = view["error"].values
+    np.testing.assert_allclose(view["half_width"], 12.7062047 * abs(one - other) / 2, rtol=1e-6)  # t of one degree
+
+
+@pytest.mark.parametrize("model", MORE)
+def test_magcache_is_of_the_residual(traces: dict[str, Path], model: str) -> None:
+    with open_trace(traces[model]) as trace:
+        view = VIEWS["magcache"].measure(trace).isel(prompt=1)
+        r = state(trace, "last") - state(trace, "input")
+        tokens = trace.geometry(STACK, "num_tokens")[0, trace.sites().index("last")]
+    norms = np.linalg.norm(r.reshape(len(r), tokens, -1, STEPS), axis=2)
+    ratio = norms[..., 1:] / norms[..., :-1]
+    np.testing.assert_allclose(view["ratio"], ratio.mean(1), rtol=1e-4)
+    assert (abs(view["ratio_std"] / ratio.std(1) - 1) < 0.02).all(), "by n or by n - 1"
+    lengths = np.linalg.norm(r, axis=1)
+    cosine = (r[..., 1:] * r[..., :-1]).sum(1) / (lengths[:, 1:] * lengths[:, :-1])
+    np.testing.assert_allclose(view["distance"], 1 - cosine, atol=1e-6)
+
+
+@pytest.mark.parametrize("source", ["exact", "sample"])
+@pytest.mark.parametrize("model", MORE)
+def test_teacache_is_relative_l1_and_its_least_squares_polynomial(
+    traces: dict[str, Path], model: str, source: str
+) -> None:
+    with open_trace(traces[model]) as trace:
+        view = VIEWS["teacache"].measure(trace, source)
+        for site in ("model_input", "modulated", "prediction"):
+            x = state(trace, site)
+            expected = abs(np.diff(x)).mean(1) / abs(x[..., :-1]).mean(1)
+            np.testing.assert_allclose(view["rel_l1"].isel(prompt=1).sel(site=site), expected, rtol=1e-5)
+    x, y = (view["rel_l1"].sel(site=site).values.ravel() for site in ("modulated", "prediction"))
+    fitted = np.polyval(np.polyfit(x, y, 4), x)
+    np.testing.assert_allclose(np.polynomial.polynomial.polyval(x, view["coefficient"]), fitted, rtol=1e-4, atol=1e-6)
+    assert view.r_squared.item() == pytest.approx(1 - ((y - fitted) ** 2).sum() / ((y - y.mean()) ** 2).sum(), abs=1e-6)
+
+
+@pytest.mark.parametrize("source", ["exact", "sample"])
+@pytest.mark.parametrize("model", MORE)
+def test_delta_dit_is_of_the_offsets_of_block_groups(traces: dict[str, Path], model: str, source: str) -> None:
+    with open_trace(traces[model]) as trace:
+        view = VIEWS["delta-dit"].measure(trace, source).isel(prompt=1)
+        entered, middle, last = (state(trace, site) for site in ("input", "middle", "last"))
+    for group, x in (("front", middle - entered), ("rear", last - middle), ("all", last - entered)):
+        expected = abs(np.diff(x)).mean(1) / abs(x[..., :-1]).mean(1)
+        np.testing.assert_allclose(view["rel_l1"].sel(group=group), expected, rtol=1e-4)
+        lengths = np.linalg.norm(x, axis=1)
+        cosine = (x[..., 1:] * x[..., :-1]).sum(1) / (lengths[:, 1:] * lengths[:, :-1])
+        np.testing.assert_allclose(view["cosine"].sel(group=group), cosine, rtol=1e-5)
+
+
+@pytest.mark.parametrize("source", ["exact", "sample"])
+@pytest.mark.parametrize("model", MORE)
+def test_ditfastattn_is_the_cosine_of_steps_and_of_halves(traces: dict[str, Path], model: str, source: str) -> None:
+    with open_trace(traces[model]) as trace:
+        view = VIEWS["ditfastattn"].measure(trace, source)
+        places = layers(trace, "self", "joint", "single")
+        assert view.layer.values.tolist() == places
+        for at in places:
+            x = whole(trace, "latent", "a", at)
+            both = x.reshape(-1, STEPS) / np.linalg.norm(x, axis=(0, 1))
+            one = view.isel(prompt=1).sel(layer=at)
+            np.testing.assert_allclose(one["step_cosine"], both.T @ both, rtol=1e-5, atol=1e-6)
+            if model != "flux":
+                of_halves = (x[0] * x[1]).sum(0) / np.linalg.norm(x, axis=1).prod(0)
+                np.testing.assert_allclose(one["half_cosine"], of_halves, rtol=1e-5, atol=1e-6)
+    assert ("half_cosine" in view) == (model != "flux")
+    assert ("between steps: exact" in view.notes) == (source == "exact" and model == "pixart")
+
+
+def test_states_of_one_shape_are_sampled_at_the_same_places(tmp_path: Path) -> None:
+    """So that a group of blocks can be told by what it adds, also where the sample is small."""
+    command = ["run", "digits-flux", "-n", "1", "--steps", "3", "--sample", "300", "-o", str(tmp_path / "small")]
+    assert CliRunner().invoke(main, command).exit_code == 0
+    with open_trace(tmp_path / "small") as trace:
+        places = [trace.sites().index(site) for site in ("input", "middle", "last", "residual")]
+        for name in ("token", "channel"):
+            assert (np.ptp(trace.geometry(STACK, name)[0, places], axis=0) == 0).all()
+        x = trace.samples(STACK, 0)[0, 0]
+        np.testing.assert_allclose(x[places[2]] - x[places[0]], x[places[3]], atol=1e-5)
+        assert VIEWS["delta-dit"].measure(trace)["rel_l1"].notnull().all()
