@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from dit_formats.console import Program
+from dit_formats.console import Program, plural
 
 from dit_tracer.itinerary import KEPT, in_words
 from dit_tracer.itinerary import as_json as outcome_as_json
