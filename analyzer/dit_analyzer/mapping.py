@@ -53,9 +53,10 @@ def _on_cluster(
     function: Callable[[Any, Any], Any], common: Any, parts: Sequence[Any], dask: Any
 ) -> Iterator[tuple[int, Any]]:
     with _client(dask) as client:
-        from distributed import KilledWorker, as_completed
+        from distributed import as_completed
 
-        shared = client.scatter(common, broadcast=True)
+        with _mended(dask):
+            shared = client.scatter(common, broadcast=True)
         places: dict[str, int] = {}
 
         def submit(place: int) -> Any:
@@ -67,15 +68,27 @@ def _on_cluster(
         running = as_completed([submit(place) for place in range(few)], loop=client.loop)
         following = iter(range(few, len(parts)))
         for future in running:
-            try:
+            with _mended(dask):
                 answer = future.result()
-            except (KilledWorker, ImportError) as error:
-                what = f"the workers of {_name(dask)} cannot do it ({str(error).splitlines()[0]})"
-                raise ClusterError(f"{what}; they need ditscope as it is here, and memory") from error
             for place in following:
                 running.add(submit(place))
                 break
             yield places.pop(future.key), answer
+
+
+@contextmanager
+def _mended(dask: Any) -> Iterator[None]:
+    """What Dask raises if scheduler or workers lack something, or are lost, as one line."""
+    from distributed import CancelledError, KilledWorker
+    from distributed.comm import CommClosedError
+
+    try:
+        yield
+    except (KilledWorker, ImportError, CancelledError, CommClosedError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and hasattr(error, "exit_code"):
+            raise
+        what = f"{_name(dask)}: the cluster lost the work or cannot do it ({(str(error).splitlines() or ['?'])[0]})"
+        raise ClusterError(f"{what}; scheduler and workers need ditscope as it is here, and memory") from error
 
 
 @contextmanager

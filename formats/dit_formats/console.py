@@ -5,7 +5,9 @@ The only file of this room that knows click, for the two rooms that have command
 
 from __future__ import annotations
 
+import signal
 import sys
+from types import FrameType
 from typing import Any
 
 import click
@@ -26,6 +28,8 @@ class Program(click.Group):
 
     def main(self, args: Any = None, *more: Any, standalone_mode: bool = True, **kwargs: Any) -> Any:
         self.alone = standalone_mode and args is None
+        if self.alone and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+            signal.signal(signal.SIGTERM, _end)
         try:
             result = super().main(args, *more, standalone_mode=False, **kwargs)
         except click.exceptions.Abort:
@@ -54,6 +58,11 @@ class Program(click.Group):
     def _say(self, message: str, code: int) -> int:
         click.echo(f"{self.name}: {harmless(message)}", err=True)
         return code
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    """Ended by a signal, with everything half-written removed."""
+    sys.exit(128 + number)
 
 
 def harmless(text: str) -> str:

@@ -13,7 +13,7 @@ from dit_formats import schema
 from dit_formats.access import ShardFile
 from dit_formats.disk import Disk
 from dit_formats.errors import ConflictError, TraceError
-from dit_formats.publish import published
+from dit_formats.publish import clear_leftovers, published
 from dit_formats.reader import Trace
 from dit_formats.schema import Reserved, Run, Shard, StreamData
 from dit_formats.writer import LIBRARY_BOUNDS, lay_out
@@ -55,6 +55,7 @@ def pack(
     _refuse(trace.path, target, force)
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
+        clear_leftovers(target)
         with published(target, replace=force) as file:
             _write(trace, Disk(file.raw), stats_only, done)
     except FileExistsError:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import glob
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from io import BufferedRandom
@@ -31,6 +33,14 @@ def published(path: Path, *, replace: bool = False) -> Iterator[BufferedRandom]:
         with suppress(OSError):  # a read-only disk, which holds no such file
             partial.unlink()
     _sync_folder(path.parent)
+
+
+def clear_leftovers(path: Path) -> None:
+    """Remove what killed processes left of this file; what is younger than an hour may be at work still."""
+    for partial in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+        with suppress(OSError):
+            if time.time() - partial.stat().st_mtime > 3600:
+                partial.unlink()
 
 
 def _sync_folder(folder: Path) -> None:
