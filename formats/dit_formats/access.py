@@ -81,7 +81,8 @@ class ShardFile(Arrays):
         with self._guarded(""):
             name = self.text_attribute(self._file.id, "format") if "format" in self._file.attrs else None
             if name != schema.FORMAT:
-                raise TraceError(f'{self.path}: not a trace (an HDF5 file without format "{schema.FORMAT}")')
+                what = f'{self.path}: not a trace (an HDF5 file without format "{schema.FORMAT}")'
+                raise TraceError(f"{what}; dit-trace run writes traces")
             major = self.int_attribute(self._file.id, "format_major")
             if major != schema.MAJOR:
                 raise TraceError(

@@ -119,7 +119,7 @@ class Forecast:
 KEPT = {
     "device": "whole, where it is computed",
     "host": "whole, in pinned memory of the host",
-    "subset": "2^18 values of each activation, so that changes are estimates",
+    "subset": "in part, 2^18 values of each activation, so that changes are estimates",
 }
 
 
@@ -201,9 +201,9 @@ def settled(sketch: Sketch, what: What, previous: str | None, before: Trace | No
     chosen = _previous(sketch, what, previous, before, device)
     free = memory.free_on_device(device)
     told = f"{told_bytes(free)} free on {device}, " if free is not None else ""
-    room = f"{told}{told_bytes(memory.free_on_host())} on the host"
+    room = f"{told}{told_bytes(memory.free_on_host())} free on the host"
     return replace(what, previous=chosen), (
-        f"the step before takes {told_bytes(sketch.step_nbytes)}, {room}; kept: {KEPT[chosen]}"
+        f"to measure changes, {told_bytes(sketch.step_nbytes)} of the step before are kept {KEPT[chosen]} ({room})"
     )
 
 

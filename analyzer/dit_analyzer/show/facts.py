@@ -12,6 +12,7 @@ import numpy as np
 from dit_formats.console import harmless, plural
 
 from dit_analyzer.measures import defects, schedules
+from dit_analyzer.measures.axes import noise_levels
 from dit_analyzer.members import Member
 from dit_analyzer.printed import FLUX, PAPER
 from dit_analyzer.show.papertables import DASH, billions
@@ -56,7 +57,7 @@ def _models(members: Sequence[Member]) -> Iterator[str]:
 
 
 def _layers(one: Member) -> str:
-    parts = ", ".join(f"{number} {harmless(kind)}" for kind, number in one.layers.items())
+    parts = ", ".join(f"{number} {harmless(kind)}" for kind, number in one.layers.items() if kind != "ff")
     return f"{one.attention_layers} ({parts})" if len(one.layers) > 1 else parts
 
 
@@ -89,11 +90,11 @@ def _study_schedulers(members: Sequence[Member]) -> Iterator[str]:
         same = [other for other in members if (other.model, other.num_steps) == (one.model, one.num_steps)]
         first = min(same, key=lambda other: "scheduler" in other.role)
         if one.scheduler != first.scheduler:
-            apart, step = schedules.contrast(first.sigmas, one.sigmas)
+            apart, step = schedules.contrast(*(noise_levels(of.sigmas) for of in (first, one)))
             names = one.name, first.name, f"{one.scheduler_name}; {first.scheduler_name}"
             rows.append([*map(harmless, names), f"{apart:.4f}", str(step)])
     if rows:
-        yield "In this study:"
+        yield "In this study, sigma being sigma / (1 + sigma) where it is not a flow's and exceeds 1:"
         yield table([["trace", "against", "schedulers", "max abs. d sigma", "at step"], *rows])
 
 
