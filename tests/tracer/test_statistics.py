@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -120,6 +122,23 @@ def test_compiled_sums_do_not_depend_on_the_number_of_threads() -> None:
     finally:
         torch.set_num_threads(threads)
     assert all(map(torch.equal, one, two))
+
+
+def test_compiled_sums_are_made_in_a_forked_process_too() -> None:
+    code = """
+import os, signal, torch
+from dit_tracer.recording import compiled
+torch.set_num_threads(2)
+x = torch.ones(1, 1, 1, 1000, 1000)
+compiled.measure(x, x)
+child = os.fork()
+if not child:
+    signal.alarm(20)
+    compiled.measure(x, x)
+    os._exit(7)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_compiled_sums_are_not_for_all() -> None:

@@ -52,7 +52,7 @@ def measure(x: Tensor, previous: Tensor | None, keep: Tensor | None = None) -> t
     steps = torch.empty(len(x), 5, dtype=torch.float64)
     changes = None if previous is None else torch.empty(len(x), 4, dtype=torch.float64)
     now, before, kept, *results = (0 if t is None else t.data_ptr() for t in (*tensors, work, steps, changes))
-    library().measure(now, before, kept, shape, strides, torch.get_num_threads(), *results)
+    library().measure(now, before, kept, shape, strides, _num_threads(), *results)
     return steps, changes
 
 
@@ -71,7 +71,7 @@ def token_norms(x: Tensor) -> Tensor | None:
         return None
     found = torch.empty(len(x), x.shape[-2])
     shape, strides = ((c_ssize_t * 3)(one[0], *one[-2:]) for one in (x.shape, x.stride()))
-    library().norms(x.data_ptr(), shape, strides, torch.get_num_threads(), found.data_ptr())
+    library().norms(x.data_ptr(), shape, strides, _num_threads(), found.data_ptr())
     return found
 
 
@@ -82,6 +82,21 @@ def norm_ratios(previous: Tensor, current: Tensor) -> Tensor | None:
     found = torch.empty(len(current), 2, dtype=torch.float64)
     library().ratios(previous.data_ptr(), current.data_ptr(), *current.shape, found.data_ptr())
     return found
+
+
+def _num_threads() -> int:
+    """torch's, but one in a forked process: OpenMP has threads in its parent alone, and would wait for them."""
+    return 1 if _FORKED else torch.get_num_threads()
+
+
+def _note_fork() -> None:
+    global _FORKED
+    _FORKED = True
+
+
+_FORKED = False
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_note_fork)
 
 
 def _is_ours(x: Tensor) -> bool:
