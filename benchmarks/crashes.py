@@ -24,6 +24,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import h5py
+import torch
 from dit_formats import open_trace
 from dit_formats.check import check
 from dit_formats.schema import Prompt
@@ -205,6 +206,7 @@ def contents(path: Path) -> dict[str, bytes]:
 
 def crash(run: Run, folder: Path, kills: int, seed: int) -> Counts:
     counts, dice = Counts(), random.Random(seed)
+    torch.set_num_threads(1)  # those of OpenMP do not live on in a forked process, which would wait for them
     load(find(run.arguments[1]))  # for what it imports
     before_first, tracing = run.finish(folder / "whole")
     with open_trace(folder / "whole") as trace:

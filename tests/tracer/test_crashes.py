@@ -13,7 +13,6 @@ CRASHES = Path(__file__).parents[2] / "benchmarks" / "crashes.py"
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(run=False, reason="a forked process hangs while it loads the model since the last merges")
 def test_killed_run_loses_no_more_than_is_in_flight_and_resumes_to_the_same_numbers() -> None:
     """In flight are one prompt that runs, and one shard that is being written meanwhile."""
     command = [sys.executable, str(CRASHES), "--kills", "10", "--json"]
