@@ -19,7 +19,7 @@ import numpy as np
 import xarray as xr
 from dit_analyzer import stability
 from dit_analyzer.measures.axes import common_points, places
-from dit_analyzer.measures.stability import Shapes, _jackknife_t, _scales_without_each, scale_of, shapes
+from dit_analyzer.measures.stability import Shapes, _scales_without_each, interval, scale_of, shapes
 from dit_analyzer.measures.unbiased import mean_square, mean_square_without_each, products
 
 LAYERS, STEPS = 6, 28
@@ -73,7 +73,7 @@ def by_atanh(pair: Shapes) -> tuple[float, float]:
     s = 1 - mean_square(apart) / scale_of(own)
     without = 1 - mean_square_without_each(apart) / _scales_without_each(own)
     edge = 1 - 1e-6
-    low, high = np.tanh(_jackknife_t(np.arctanh(np.clip(s, -edge, edge)), np.arctanh(np.clip(without, -edge, edge))))
+    low, high = np.tanh(interval(np.arctanh(np.clip(s, -edge, edge)), np.arctanh(np.clip(without, -edge, edge))))
     return float(low), float(high)
 
 

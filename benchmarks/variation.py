@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 from dit_analyzer import components, variation
-from dit_analyzer.measures.curves import errors_of
+from dit_analyzer.measures.curve_errors import errors_of
 from dit_analyzer.measures.groups import GROUPS, member_weights, without_each
 from dit_analyzer.measures.jackknife import from_replicates
 from dit_analyzer.measures.positions import Positions

@@ -85,8 +85,8 @@ def _mended(dask: Any) -> Iterator[None]:
     try:
         yield
     except (KilledWorker, ImportError, CancelledError, CommClosedError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and hasattr(error, "exit_code"):
-            raise
+        if type(error) is RuntimeError and "deseriali" not in str(error):
+            raise  # of our own work
         what = f"{_name(dask)}: the cluster lost the work or cannot do it ({(str(error).splitlines() or ['?'])[0]})"
         raise ClusterError(f"{what}; scheduler and workers need ditscope as it is here, and memory") from error
 

@@ -15,12 +15,11 @@ from pathlib import Path
 import numpy as np
 from dit_formats.errors import ConflictError, TraceError
 from dit_formats.reader import Trace, open_trace, shard_paths
+from dit_formats.study import NAME, read_study
 from numpy.typing import NDArray
 
 from dit_analyzer.measures.paper import LEFT_OUT
 from dit_analyzer.printed import FLUX, PAPER
-
-PLAN = "study.json"
 
 
 @dataclass(frozen=True)
@@ -186,15 +185,10 @@ def read_plan(folder: Path) -> tuple[dict[str, str], str]:
     A file that is missing or not understood plans nothing.
     """
     try:
-        data = json.loads((folder / PLAN).read_text(encoding="utf-8"))
-        runs = {str(run["folder"]): run["role"] for run in data["runs"]}
-        if not all(isinstance(role, str) for role in runs.values()):
-            raise TypeError("a role is no text")
-    except FileNotFoundError:
-        return {}, ""
-    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
-        return {}, f"{folder / PLAN}: not understood ({error!r}); roles are taken from the traces"
-    return runs, ""
+        planned = read_study(folder)
+    except (OSError, TraceError) as error:
+        return {}, f"{folder / NAME}: not understood ({error}); roles are taken from the traces"
+    return {run.folder: run.role for run in planned.runs} if planned else {}, ""
 
 
 def _roles(members: list[Member]) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +12,8 @@ from dit_formats.errors import TraceError
 from dit_formats.pack import pack
 from dit_formats.reader import open_trace
 from dit_formats.schema import Shard
+from dit_formats.study import Study as Plan
+from dit_formats.study import StudyRun, write_study
 from dit_formats.writer import write_shard
 
 EULER = "FlowMatchEulerDiscreteScheduler"
@@ -118,8 +119,8 @@ def test_a_plan_gives_order_and_roles(put: Callable[..., Path]) -> None:
 
 
 def test_a_plan_is_read(tmp_path: Path) -> None:
-    runs = [{"folder": "b.trace", "role": "default"}, {"folder": "a.trace", "role": "steps"}]
-    (tmp_path / "study.json").write_text(json.dumps({"name": "digits", "runs": runs}))
+    runs = [StudyRun("m", 4, None, (0,), 1, f"{name}.trace", role) for name, role in (("b", "default"), ("a", "steps"))]
+    write_study(tmp_path, Plan("digits", "Digits", tuple(runs)))
     plan, note = read_plan(tmp_path)
     assert list(plan.items()) == [("b.trace", "default"), ("a.trace", "steps")]
     assert note == ""

@@ -28,13 +28,10 @@ def script_cv(values: np.ndarray, batchsize: int = 10) -> float:
 
 
 def script_mean(values: np.ndarray, batchsize: int = 10) -> np.ndarray:
-    """As `exp_2_varying_model.py` goes through the prompts: an error at one of them passes it over."""
+    """As `exp_2_varying_model.py` goes through the prompts: the first is taken, the others are added."""
     mean = np.zeros(values.shape[1:])
     for b in range(batchsize):
-        try:
-            mean = mean * ((b - 1) / b) + values[b] / b
-        except ZeroDivisionError:
-            continue
+        mean = values[b] if b == 0 else mean * (b - 1) / b + values[b] / b
     return mean
 
 

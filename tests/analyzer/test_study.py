@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +17,9 @@ from dit_analyzer.study import PAGES, Output, Study, facts_pages, figure_name, i
 from dit_formats.errors import IncompleteError
 from dit_formats.reader import open_trace
 from dit_formats.schema import Layer, Shard
+from dit_formats.study import Study as Plan
+from dit_formats.study import StudyRun
+from dit_formats.study import write_study as write_plan
 from dit_formats.writer import write_shard
 
 EULER = "FlowMatchEulerDiscreteScheduler"
@@ -97,8 +99,8 @@ def page(study: Study, pages: Callable[[Study], Iterator[Output]]) -> str:
 
 
 def test_planned_runs_that_are_not_there_are_named(folder: Path) -> None:
-    runs = [{"folder": f"{name}.trace", "role": "default"} for name in ("mine", "later", "flux")]
-    (folder / "study.json").write_text(json.dumps({"runs": runs}))
+    names = ("mine", "later", "flux")
+    write_plan(folder, Plan("p", "P", tuple(StudyRun(n, 4, None, (0,), 1, f"{n}.trace", "default") for n in names)))
     study = open_study(folder)
     assert [one.name for one in study.members] == ["mine", "flux"]
     assert "Planned, and not traced yet:\n\n- later.trace" in page(study, index_pages)

@@ -13,7 +13,7 @@ import xarray as xr
 
 from dit_analyzer.measures.axes import Floats, common_points, log_curves, places, relative_depth, resampled
 from dit_analyzer.measures.pairing import common_kinds, common_prompts
-from dit_analyzer.measures.stability import _jackknife_t
+from dit_analyzer.measures.stability import interval
 from dit_analyzer.measures.unbiased import mean_square, mean_square_without_each, products
 
 QUANTITIES = ("l1", "rel_l1")
@@ -113,7 +113,7 @@ def _trend(means: Floats, depth: Floats) -> dict[str, object]:
     across = (depth - depth.mean()) / ((depth - depth.mean()) ** 2).sum()
     logs = np.log(means.mean(0))
     slope = float(logs @ across)
-    low, high = _jackknife_t(slope, np.log(_without_each(means)) @ across)
+    low, high = interval(slope, np.log(_without_each(means)) @ across)
     spread = ((logs - logs.mean()) ** 2).sum()
     explained = slope**2 * ((depth - depth.mean()) ** 2).sum() / spread if spread else np.nan
     trend = "rises" if low > 0 else "falls" if high < 0 else "none"
@@ -126,7 +126,7 @@ def _ratio(apart: Floats) -> dict[str, object]:
         return {"log_ratio": np.nan, "low": np.nan, "high": np.nan, "cells": 0}
     of_prompts = apart.mean(1)
     found = float(of_prompts.mean())
-    low, high = _jackknife_t(found, _without_each(of_prompts[:, None])[:, 0])
+    low, high = interval(found, _without_each(of_prompts[:, None])[:, 0])
     return {"log_ratio": found, "low": low, "high": high, "cells": apart.shape[1]}
 
 
@@ -165,7 +165,7 @@ def _off_line(curves: Floats, points: Floats) -> tuple[float, Floats]:
 
 def _bounds(name: str, found: Sequence[Sequence[tuple[float, Floats]]]) -> dict[str, Floats]:
     """Roots of the mean squares and of the ends of their intervals, each (run, kind)."""
-    cells = [[(square, *_jackknife_t(square, without)) for square, without in run] for run in found]
+    cells = [[(square, *interval(square, without)) for square, without in run] for run in found]
     roots = np.sqrt(np.maximum(np.array(cells), 0))
     return {f"{name}{end}": roots[..., place] for place, end in enumerate(("", "_low", "_high"))}
 
@@ -177,7 +177,7 @@ def _rough_ratio(one: tuple[float, Floats], other: tuple[float, Floats]) -> tupl
         return np.nan, np.nan, np.nan
     found = 0.5 * np.log(other[0] / one[0])
     with np.errstate(invalid="ignore", divide="ignore"):
-        low, high = _jackknife_t(found, 0.5 * np.log(other[1] / one[1]))
+        low, high = interval(found, 0.5 * np.log(other[1] / one[1]))
     return float(np.exp(found)), float(np.exp(low)), float(np.exp(high))
 
 

@@ -2,8 +2,7 @@
 
 `exp_1_varying_prompt.py` takes the coefficient of variation over the first 10 prompts, not the 1000 of the text: the
 standard deviation with N degrees of freedom over the mean, averaged over cells; one cell without change makes it NaN.
-`exp_2_varying_model.py` keeps a running mean m <- m (b - 1) / b + x_b / b for prompts b = 0, 1, ..., 9, which drops
-prompt 0: at b = 1 what was there is multiplied by 0. The right weights are b / (b + 1) and 1 / (b + 1).
+`exp_2_varying_model.py` keeps a running mean of the same prompts that drops prompt 0: `defects.curve_weights`.
 """
 
 from __future__ import annotations
@@ -11,13 +10,11 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
+from dit_analyzer.measures.defects import SCRIPT_PROMPTS, curve_weights
 from dit_analyzer.measures.variation import variation
 
-PROMPTS = 10
-"""`batchsize` of both scripts."""
 
-
-def as_published(view: xr.Dataset, prompts: int = PROMPTS) -> xr.Dataset:
+def as_published(view: xr.Dataset, prompts: int = SCRIPT_PROMPTS) -> xr.Dataset:
     """The numbers of the paper's scripts for this trace, and the correct ones.
 
     Args:
@@ -58,6 +55,5 @@ def as_published(view: xr.Dataset, prompts: int = PROMPTS) -> xr.Dataset:
 
 
 def running_mean(values: np.ndarray) -> np.ndarray:
-    """What the script's running mean comes to, of values (prompt, ...): the mean of all prompts but the first; with
-    one prompt, which it cannot divide by 0 and passes over, 0."""
-    return values[1:].mean(0) if len(values) > 1 else np.zeros(values.shape[1:])
+    """What the script's running mean comes to, of values (prompt, ...)."""
+    return np.tensordot(curve_weights(len(values)), values, 1)

@@ -16,7 +16,7 @@ import numpy as np
 import xarray as xr
 from dit_formats.reader import Trace
 
-from dit_analyzer.measures.curves import answer_of_layer
+from dit_analyzer.measures.curve_errors import answer_of_layer
 from dit_analyzer.measures.distance import AXES, Asked, distances
 from dit_analyzer.measures.groups import GROUPS, LEFT_OUT_VARIABLES, answer_by_group
 from dit_analyzer.measures.jackknife import Estimate, from_replicates

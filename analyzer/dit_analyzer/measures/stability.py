@@ -18,7 +18,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import xarray as xr
-from scipy.stats import t as student
 
 from dit_analyzer.measures.axes import (
     Floats,
@@ -29,6 +28,7 @@ from dit_analyzer.measures.axes import (
     places,
     resampled,
 )
+from dit_analyzer.measures.jackknife import from_replicates
 from dit_analyzer.measures.pairing import common_kinds, common_prompts
 from dit_analyzer.measures.unbiased import (
     mean_square,
@@ -124,8 +124,8 @@ def _compared(pair: Shapes) -> dict[str, object]:
     apart, *own = (products(values) for values in (pair.other - pair.one, pair.one, pair.other))
     square, squares = mean_square(apart), mean_square_without_each(apart)
     s, without = (1 - part / scale for part, scale in ((square, scale_of(own)), (squares, _scales_without_each(own))))
-    s_low, s_high = np.clip(_jackknife_t(s, without), -1, 1)
-    d_low, d_high = (float(np.sqrt(np.maximum(bound, 0))) for bound in _jackknife_t(square, squares))
+    s_low, s_high = np.clip(interval(s, without), -1, 1)
+    d_low, d_high = (float(np.sqrt(np.maximum(bound, 0))) for bound in interval(square, squares))
     p_value = sign_flip(apart)
     return {
         "s": min(s, 1.0), "s_low": float(s_low), "s_high": float(s_high),
@@ -149,14 +149,10 @@ def _verdict(d_high: float, p_value: float) -> str:
     return "different" if p_value < 1 - CONFIDENCE else "undecided"
 
 
-def _jackknife_t(found: float, without: Floats) -> tuple[float, float]:
-    """Ends of the interval of a number from what it is without each of N prompts, by Student's t of N - 1 degrees."""
-    prompts = len(without)
-    if prompts < 3 or not np.isfinite(without).all():
-        return float("nan"), float("nan")
-    error = np.sqrt((prompts - 1) / prompts * ((without - without.mean()) ** 2).sum())
-    half = student.ppf((1 + CONFIDENCE) / 2, prompts - 1) * error
-    return float(found - half), float(found + half)
+def interval(found: float, without: Floats) -> tuple[float, float]:
+    """Ends of the interval of a number from what it is without each prompt; NaN with fewer than three."""
+    estimate = from_replicates(found, without, level=CONFIDENCE)
+    return (float(estimate.low), float(estimate.high)) if len(without) > 2 else (float("nan"), float("nan"))
 
 
 def _left_out(view: xr.Dataset) -> xr.DataArray:

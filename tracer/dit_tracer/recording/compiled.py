@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dit_tracer.recording import statistics
 from dit_tracer.recording.chunked import as_rows
 
 SOURCE = Path(__file__).with_name("sums.c")
@@ -65,20 +66,20 @@ def picked(x: Tensor, at: Tensor) -> Tensor | None:
     return found
 
 
-def token_norms(x: Tensor) -> Tensor | None:
-    """As `statistics.token_norms`, of a state that is not folded."""
+def token_norms(x: Tensor) -> Tensor:
+    """As `statistics.token_norms`, which also does what is not for this: folded states, other types and devices."""
     if not _is_ours(x) or x.shape[1:-2].numel() != 1:
-        return None
+        return statistics.token_norms(x)
     found = torch.empty(len(x), x.shape[-2])
     shape, strides = ((c_ssize_t * 3)(one[0], *one[-2:]) for one in (x.shape, x.stride()))
     library().norms(x.data_ptr(), shape, strides, _num_threads(), found.data_ptr())
     return found
 
 
-def norm_ratios(previous: Tensor, current: Tensor) -> Tensor | None:
+def norm_ratios(previous: Tensor, current: Tensor) -> Tensor:
     """As `statistics.norm_ratios`."""
     if not _is_ours(current) or previous.shape != current.shape:
-        return None
+        return statistics.norm_ratios(previous, current)
     found = torch.empty(len(current), 2, dtype=torch.float64)
     library().ratios(previous.data_ptr(), current.data_ptr(), *current.shape, found.data_ptr())
     return found

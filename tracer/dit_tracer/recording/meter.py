@@ -14,7 +14,7 @@ from dit_tracer.recording.generation import Generation, Key, Places, Row, Series
 from dit_tracer.recording.history import History, Pair
 from dit_tracer.recording.settings import What
 from dit_tracer.recording.sites import UnsupportedError
-from dit_tracer.recording.statistics import norm_ratios, products, token_norms
+from dit_tracer.recording.statistics import products
 
 
 class Meter:
@@ -81,13 +81,10 @@ class Meter:
     def _with_ratios(self, place: Any, step: int, x: Tensor, changes: Tensor | None) -> Tensor | None:
         """The stack's transition sums, which have two columns more."""
         before, norms = self._norms.get(place), compiled.token_norms(x)
-        if norms is None:
-            norms = token_norms(x)
         self._norms[place] = step, norms
         if changes is None or before is None or before[0] != step - 1:
             return changes
-        ratios = compiled.norm_ratios(before[1], norms)
-        return torch.cat([changes, norm_ratios(before[1], norms) if ratios is None else ratios], dim=1)
+        return torch.cat([changes, compiled.norm_ratios(before[1], norms)], dim=1)
 
     def _multiply_halves(self, key: Key, step: int, branches: tuple[str, ...], x: Tensor) -> None:
         """Products of cond and uncond, which come in one batch or one after the other."""
@@ -115,27 +112,26 @@ class Meter:
 
 
 def _measured(x: Tensor, pair: Pair, missing: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Step sums of an activation, and transition sums of what it is to be compared with, if there is that."""
-    if missing is not None:
-        found = statistics.step_sums(x, missing), None
-        if pair.before is not None:
-            found = found[0], statistics.transition_sums(pair.before, pair.now)
-    elif pair.now is not x:
-        found = _fast(x, None)[0], None if pair.before is None else _fast(pair.now, pair.before)[1]
-    elif x.device.type == "cpu" and (kept := compiled.measure(x, pair.before, pair.keep)):
-        return kept
-    else:
-        found = _fast(x, pair.before)
+    """Step sums of an activation, and transition sums of what it is to be compared with. Keeps x if asked."""
+    if missing is None and pair.now is x:
+        return _fast(x, pair.before, pair.keep)
+    if missing is None:
+        return _fast(x)[0], None if pair.before is None else _fast(pair.now, pair.before)[1]
+    changes = None if pair.before is None else statistics.transition_sums(pair.before, pair.now)
     if pair.keep is not None:
         pair.keep.copy_(x, non_blocking=True)
+    return statistics.step_sums(x, missing), changes
+
+
+def _fast(x: Tensor, previous: Tensor | None = None, keep: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    """Both sums, in the fastest way that there is on the device; x is copied to `keep`, which `previous` may be."""
+    on_host = x.device.type == "cpu"
+    found = compiled.measure(x, previous, keep) if on_host else None
+    if found is None:
+        found = (chunked if on_host else fused if fused.usable(x.device) else statistics).measure(x, previous)
+        if keep is not None:
+            keep.copy_(x, non_blocking=True)
     return found
-
-
-def _fast(x: Tensor, previous: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Both sums, in the fastest way that there is on the device."""
-    if x.device.type == "cpu":
-        return compiled.measure(x, previous) or chunked.measure(x, previous)
-    return (fused if fused.usable(x.device) else statistics).measure(x, previous)
 
 
 def _missing(x: Tensor, lengths: list[int]) -> Tensor:
