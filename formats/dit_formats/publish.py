@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from io import BufferedRandom
 from pathlib import Path
+from threading import get_ident
 
 
 @contextmanager
@@ -19,7 +20,7 @@ def published(path: Path, *, replace: bool = False) -> Iterator[BufferedRandom]:
         FileExistsError: There is a file of that name, and it shall not be replaced.
         OSError: The disk is full or read-only.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f".{path.name}.{os.getpid()}-{get_ident()}.partial")  # two threads may write one file
     try:
         with open(partial, "w+b") as file:
             yield file

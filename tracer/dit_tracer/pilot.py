@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from zlib import crc32
 import numpy as np
 import torch
 from dit_formats.errors import ConflictError
+from dit_formats.publish import published
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -114,14 +115,8 @@ def _some_tokens(tensor: Tensor, folds: int) -> Tensor:
 def _publish(path: Path, content: bytes) -> None:
     """Make the file appear whole, unless another process was faster."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_bytes(content)
-        os.link(partial, path)
-    except FileExistsError:
-        pass
-    finally:
-        partial.unlink(missing_ok=True)
+    with suppress(FileExistsError), published(path) as file:
+        file.write(content)
 
 
 def _read(path: Path, signature: str, sample: Sample) -> Pilot:
