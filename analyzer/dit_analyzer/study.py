@@ -17,6 +17,7 @@ from dit_formats.reader import open_trace
 from dit_analyzer.measures.agreement import agreement
 from dit_analyzer.measures.distance import distances
 from dit_analyzer.measures.paper import paper_view
+from dit_analyzer.measures.stability import stability
 from dit_analyzer.members import Member, members_of, read_plan, traces_in
 from dit_analyzer.printed import FURTHER, PAPER
 from dit_analyzer.show import facts, figures, papertables
@@ -43,6 +44,7 @@ class Study:
     note: str = ""
     planned: tuple[str, ...] = ()
     _views: dict[tuple[Path, str], xr.Dataset] = field(default_factory=dict, repr=False)
+    _stabilities: dict[tuple[Path, Path, str], xr.Dataset] = field(default_factory=dict, repr=False)
 
     @property
     def defaults(self) -> list[Member]:
@@ -66,6 +68,13 @@ class Study:
 
     def views(self, members: Sequence[Member]) -> list[xr.Dataset]:
         return [self.view(one) for one in members]
+
+    def stability(self, one: Member, other: Member, axis: str) -> xr.Dataset:
+        """`stability` of two traces; it raises what that does."""
+        key = one.path, other.path, axis
+        if key not in self._stabilities:
+            self._stabilities[key] = stability(self.view(one), self.view(other), axis)
+        return self._stabilities[key]
 
 
 def open_study(folder: Path, *, source: str = "exact", dask: Any = None) -> Study:
