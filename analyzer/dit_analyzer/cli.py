@@ -78,7 +78,8 @@ def figures(
     Example: dit-analyze figures out.trace --view teacache -o figures
     """
     from dit_analyzer.members import members_of, name_of
-    from dit_analyzer.study import Study, drawing_pages, sampling_pages, view_pages
+    from dit_analyzer.pages import drawing_pages, sampling_pages, view_pages
+    from dit_analyzer.study import Study
 
     if views and dask:
         raise click.UsageError("--view reads the trace here; leave out --dask")
@@ -102,7 +103,8 @@ def tables(traces: tuple[Path, ...], output: Path, source: str, dask: str | None
     Example: dit-analyze tables flux.trace sd3.trace -o tables
     """
     from dit_analyzer.members import members_of
-    from dit_analyzer.study import Study, sampling_pages, whole_table_pages
+    from dit_analyzer.pages import sampling_pages, whole_table_pages
+    from dit_analyzer.study import Study
 
     study = Study(members_of(traces), source, dask)
     _write(study, output, (whole_table_pages, partial(sampling_pages, name="tables-sampling.csv")), force)
@@ -122,7 +124,8 @@ def study(folder: Path, output: Path, source: str, dask: str | None, force: bool
 
     Example: dit-analyze study digits -o digits-study
     """
-    from dit_analyzer.study import PAGES, open_study
+    from dit_analyzer.pages import PAGES
+    from dit_analyzer.study import open_study
 
     found = open_study(folder, source=source, dask=dask)
     if found.note:
@@ -300,9 +303,10 @@ def _progress(length: int) -> Iterator[Callable[[], object]]:
 
 def _write(study: Any, output: Path, pages: Any, force: bool, *, compared: bool = True) -> None:
     """Write these pages of a study, and say what was written, and how good samples are where they are the source."""
-    from dit_analyzer.study import deviations, write_study
+    from dit_analyzer.pages import deviations
+    from dit_analyzer.study import write_study
 
-    for path in write_study(study, output, force=force, pages=pages):
+    for path in write_study(study, output, pages, force=force):
         click.echo(path)
     for row in deviations(study) if compared and study.source == "sample" else ():
         of = f"{row['kind'].upper()} {'L1' if row['quantity'] == 'l1' else 'CV'}"

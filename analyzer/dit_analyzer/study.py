@@ -1,28 +1,23 @@
-"""A folder of traces as one study, and everything that is written from it: `PAGES` has an entry for each kind."""
+"""A folder of traces as one study, and writing pages about it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import xarray as xr
-from dit_formats.console import harmless, plural
 from dit_formats.errors import IncompleteError
 from dit_formats.publish import published
 from dit_formats.reader import open_trace
 
-from dit_analyzer.measures.agreement import agreement
 from dit_analyzer.measures.distance import distances
 from dit_analyzer.measures.paper import paper_view
-from dit_analyzer.measures.stability import stability
 from dit_analyzer.members import Member, members_of, read_plan, traces_in
-from dit_analyzer.printed import FURTHER, PAPER
-from dit_analyzer.show import facts, figures, papertables
 from dit_analyzer.show.tables import headline
-from dit_analyzer.views import VIEWS, View
+
+Measure = Callable[..., xr.Dataset]
 
 KEPT = ["l1", "rel_l1"]
 """What of the paper's view is kept for all traces at once."""
@@ -44,7 +39,7 @@ class Study:
     note: str = ""
     planned: tuple[str, ...] = ()
     _views: dict[tuple[Path, str], xr.Dataset] = field(default_factory=dict, repr=False)
-    _stabilities: dict[tuple[Path, Path, str], xr.Dataset] = field(default_factory=dict, repr=False)
+    _measured: dict[tuple[Any, ...], xr.Dataset] = field(default_factory=dict, repr=False)
 
     @property
     def defaults(self) -> list[Member]:
@@ -69,12 +64,12 @@ class Study:
     def views(self, members: Sequence[Member]) -> list[xr.Dataset]:
         return [self.view(one) for one in members]
 
-    def stability(self, one: Member, other: Member, axis: str) -> xr.Dataset:
-        """`stability` of two traces; it raises what that does."""
-        key = one.path, other.path, axis
-        if key not in self._stabilities:
-            self._stabilities[key] = stability(self.view(one), self.view(other), axis)
-        return self._stabilities[key]
+    def measured(self, measure: Measure, *members: Member, **settings: Any) -> xr.Dataset:
+        """What a measure says of the views of these traces; it raises what that does."""
+        key = measure, *(one.path for one in members), *settings.items()
+        if key not in self._measured:
+            self._measured[key] = measure(*self.views(members), **settings)
+        return self._measured[key]
 
 
 def open_study(folder: Path, *, source: str = "exact", dask: Any = None) -> Study:
@@ -98,150 +93,17 @@ class Output:
     make: Callable[[], Sequence[bytes]]
 
 
-def table_pages(study: Study) -> Iterator[Output]:
-    """Tables 1 and 2, of the first run of each model."""
-    return _tables(study, study.defaults or study.members)
+Page = Callable[[Study], Iterator[Output]]
 
 
-def whole_table_pages(study: Study) -> Iterator[Output]:
-    """Tables 1 and 2, of all traces."""
-    return _tables(study, study.members)
-
-
-def _tables(study: Study, shown: Sequence[Member]) -> Iterator[Output]:
-    endings = papertables.FORMATS
-
-    def make(table: Callable[[], papertables.Table]) -> Callable[[], list[bytes]]:
-        return lambda: [write(table()).encode() for write in endings.values()]
-
-    for number, table in (
-        ("1", lambda: papertables.table_1(shown, study.views(shown))),
-        ("2", lambda: papertables.table_2(shown, study.views(shown), study.source)),
-    ):
-        yield Output(tuple(f"table-{number}.{ending}" for ending in endings), make(table))
-
-
-def figure_pages(study: Study) -> Iterator[Output]:
-    """A figure for each trace: a panel for each layer, as in the paper."""
-    for one in study.members:
-        names = tuple(f"{figure_name(one)}.{ending}" for ending in figures.UNDATED)
-        yield Output(names, lambda one=one: list(figures.rendered(_figure(study, one))))
-
-
-def drawing_pages(study: Study) -> Iterator[Output]:
-    """Curves and heat map of each trace, named by the trace."""
-    for one in study.members:
-        for name, draw in (("redundancy", figures.redundancy), ("heatmap", figures.heatmap)):
-            names = tuple(f"{one.name}-{name}.{ending}" for ending in figures.UNDATED)
-            yield Output(names, lambda one=one, draw=draw: list(figures.rendered(draw(study.view(one), _title(one)))))
-
-
-def view_pages(study: Study, views: Sequence[str]) -> Iterator[Output]:
-    """What earlier papers plotted, of each trace, named by trace and view. All are measured before one is drawn.
-
-    Raises:
-        IncompleteError: A trace does not hold what a view needs.
-    """
-    for one in study.members:
-        with open_trace(one.path) as trace:
-            measured = {name: VIEWS[name].measure(trace, study.source) for name in views}
-        for name, found in measured.items():
-            names = tuple(f"{one.name}-{name}.{ending}" for ending in figures.UNDATED)
-            yield Output(names, partial(_view, VIEWS[name], found, _title(one)))
-
-
-def _view(view: View, found: xr.Dataset, title: str) -> list[bytes]:
-    return list(figures.rendered(view.draw(found, title)))
-
-
-def figure_name(one: Member) -> str:
-    """`figure-02-flux.1-dev` for a figure of the paper, `figure-S1-NAME` for another."""
-    number = one.figure if one.figure.startswith("S") else f"{int(one.figure):02d}"
-    return f"figure-{number}-{one.name}"
-
-
-def _figure(study: Study, one: Member) -> figures.Figure:
-    columns = PAPER[one.model].columns if not one.figure.startswith("S") else None
-    parts = [
-        f"Figure {one.figure}",
-        one.model or one.name,
-        "RANDOM WEIGHTS" if one.has_random_weights else "",
-        plural(one.attention_layers, "layer"),
-        plural(one.num_steps, "step"),
-        one.scheduler_name,
-        plural(one.prompts, "prompt"),
-    ]
-    title = harmless(" · ".join(part for part in parts if part))
-    return figures.redundancy(study.view(one), title, columns=columns)
-
-
-def _title(one: Member) -> str:
+def title_of(one: Member) -> str:
+    """Model, size and settings of a trace in a line."""
     with open_trace(one.path) as trace:
         return headline(trace)
 
 
-def facts_pages(study: Study) -> Iterator[Output]:
-    """What can be settled without weights."""
-    yield Output(("facts.md",), lambda: [facts.page(study.members).encode()])
-
-
-def sampling_pages(study: Study, name: str = "sampling.csv") -> Iterator[Output]:
-    """With samples as the source: how far they are from the exact statistics."""
-    if study.source == "sample":
-        yield Output((name,), lambda: [papertables.records_to_csv(deviations(study)).encode()])
-
-
-def deviations(study: Study) -> list[dict[str, Any]]:
-    """Records of `agreement` for each trace, from the sampled values and from the exact statistics.
-
-    `exact_over` says which elements these were taken over: `exact` for all.
-    """
-    return [
-        {"trace": one.name, "model": one.model, "exact_over": one.transitions} | record
-        for one in study.members
-        for record in agreement(study.view(one, "sample"), study.view(one, "exact"))
-    ]
-
-
-def index_pages(study: Study) -> Iterator[Output]:
-    """Which trace gave which figure, and which figures of the paper no trace here gives."""
-    yield Output(("index.md",), lambda: [index(study).encode()])
-
-
-def index(study: Study) -> str:
-    rows = [["figure", "trace", "model", "run for", "steps", "scheduler", "prompts", "file"]]
-    for one in study.members:
-        prompts = one.incomplete or str(one.prompts)
-        cells = one.figure, one.name, one.model, one.role, str(one.num_steps), one.scheduler_name, prompts
-        rows.append([harmless(cell) for cell in (*cells, f"{figure_name(one)}.pdf")])
-    sampled = "the sampled values alone; `sampling.csv` says how far they are from the exact statistics"
-    source = "the exact statistics" if study.source == "exact" else sampled
-    parts = [
-        "# The traces of this study",
-        f"Figures 2 to 11 are numbered as in arXiv 2411.13588, others S1, S2, ... Everything is from {source}.",
-        facts.table(rows),
-    ]
-    if study.planned:
-        parts += ["Planned, and not traced yet:", "\n".join(f"- {harmless(name)}" for name in study.planned)]
-    if missing := missing_figures(study.members):
-        parts += ["Figures of the paper that no trace here gives:", "\n".join(f"- {line}" for line in missing)]
-    return "\n\n".join(parts) + "\n"
-
-
-def missing_figures(members: Sequence[Member]) -> list[str]:
-    """`Figure 2: flux.1-dev at 28 steps`, for each of the paper's that no trace gives."""
-    wanted = {one.figure: f"{name} at {one.steps} steps" for name, one in PAPER.items()} | FURTHER
-    there = {one.figure for one in members}
-    return [f"Figure {number}: {wanted[number]}" for number in sorted(wanted) if str(number) not in there]
-
-
-PAGES = (table_pages, figure_pages, sampling_pages, facts_pages, index_pages)
-"""What `write_study` writes, in this order. A further page is a function here: it takes a study and gives `Output`s,
-which name their files at once and make them when asked."""
-
-
-def write_study(study: Study, folder: Path, *, force: bool = False, pages: Sequence[Any] = PAGES) -> Iterator[Path]:
-    """Write all pages into a folder, and give the path of each file once it is there; same traces, same bytes.
+def write_study(study: Study, folder: Path, pages: Sequence[Page], *, force: bool = False) -> Iterator[Path]:
+    """Write pages into a folder, and give the path of each file once it is there; same traces, same bytes.
 
     Raises:
         FileExistsError: One of the files is there already; then none is written.

@@ -13,7 +13,8 @@ from click.testing import CliRunner, Result
 from dit_analyzer.cli import main
 from dit_analyzer.measures.distance import distances
 from dit_analyzer.measures.paper import paper_view
-from dit_analyzer.study import PAGES, Output, Study, facts_pages, figure_name, index_pages, open_study, write_study
+from dit_analyzer.pages import PAGES, facts_pages, figure_name, index_pages
+from dit_analyzer.study import Output, Study, open_study, write_study
 from dit_formats.errors import IncompleteError
 from dit_formats.reader import open_trace
 from dit_formats.schema import Layer, Shard
@@ -71,7 +72,7 @@ def test_nothing_is_replaced_without_force(folder: Path, tmp_path: Path) -> None
     assert refused.exit_code == 1
     assert f"dit-analyze: {mine}: exists already; add --force to replace it\n" in refused.stderr
     assert files(mine.parent) == {"index.md": b"mine"}
-    assert list(write_study(open_study(folder), mine.parent, force=True, pages=(index_pages,))) == [mine]
+    assert list(write_study(open_study(folder), mine.parent, (index_pages,), force=True)) == [mine]
     assert "flux.1-dev" in mine.read_text()
 
 
@@ -147,7 +148,7 @@ def test_a_further_page_is_written_with_the_others(folder: Path, tmp_path: Path)
     def claims(study: Study) -> Iterator[Output]:
         yield Output(("claims.md",), lambda: [f"{len(study.members)} traces".encode()])
 
-    written = list(write_study(open_study(folder), tmp_path / "out", pages=(facts_pages, claims)))
+    written = list(write_study(open_study(folder), tmp_path / "out", (facts_pages, claims)))
     assert [path.name for path in written] == ["facts.md", "claims.md"]
     assert written[1].read_text() == "2 traces"
     assert claims not in PAGES

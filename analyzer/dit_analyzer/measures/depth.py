@@ -20,6 +20,14 @@ QUANTITIES = ("l1", "rel_l1")
 """Absolute change, and change as a share of the activation's own size."""
 
 
+def depth_profile(view: xr.Dataset) -> xr.DataArray:
+    """Mean change of each layer, as `depth_trend` fits it: (quantity, kind, depth), layers in the order they run."""
+    kinds, quantities = view.kind.values.tolist(), _quantities(view)
+    means = [[_layer_means(view.sel(kind=[kind]), name).mean(0) for kind in kinds] for name in quantities]
+    coordinates = {"quantity": quantities, "kind": kinds, "depth": relative_depth(view.sizes["layer"])}
+    return xr.DataArray(np.array(means), coordinates, ("quantity", "kind", "depth"))
+
+
 def depth_trend(view: xr.Dataset) -> xr.Dataset:
     """Whether deeper layers change more: slope of ln mean l1 over relative depth.
 

@@ -23,13 +23,10 @@ from dit_analyzer.measures.distance import distances
 from dit_analyzer.measures.pairing import ComparisonError
 from dit_analyzer.measures.paper import paper_view
 from dit_analyzer.measures.stability import stability
+from dit_analyzer.show.stability import LITTLE_CONTRAST, NAMES, cells
 
-NAMES = {"step": "relative step", "noise": "noise level"}
 SAME_NOISE = 0.01
 """Noise levels closer than this at every relative step are called the same."""
-
-LITTLE_CONTRAST = 0.05
-"""Below this |d sigma| two schedulers are so alike that their traces say little of schedulers."""
 
 FEW = 6
 """With fewer prompts no flipping of signs gives a p-value below 0.05."""
@@ -131,7 +128,8 @@ def show(found: Sequence[Pair]) -> None:
                 )
             )
             for kind in values.kind.values:
-                table.add_row(*_cells(values.sel(kind=kind)))
+                row = {name: each.item() for name, each in values.sel(kind=kind).data_vars.items()}
+                table.add_row(f"  {kind.upper()}", *cells(row))
         console.print(table)
         for note in _notes(pair):
             console.print(Text(note, style="dim"))
@@ -179,20 +177,6 @@ def _noise(pair: Pair) -> str:
         return "noise levels unknown"
     schedulers = "schedulers differ" if pair.schedulers_differ else "same scheduler"
     return f"{schedulers}, max |Δσ| {pair.max_dsigma:.3f} at the same relative step"
-
-
-def _cells(row: xr.Dataset) -> list[str]:
-    number = {name: float(row[name]) for name in row if name != "verdict"}
-    if np.isnan(number["s"]):
-        return [f"  {row.kind.item().upper()}", *["-"] * 4, "no common cell"]
-    s = f"{number['s']:.2f}" + _between(number["s_low"], number["s_high"])
-    d = f"×{np.exp(number['d']):.2f}" + _between(np.exp(number["d_low"]), np.exp(number["d_high"]))
-    p = "-" if np.isnan(number["p_value"]) else f"{number['p_value']:.3f}"
-    return [f"  {row.kind.item().upper()}", s, d, f"×{number['level']:.2f}", p, row["verdict"].item()]
-
-
-def _between(low: float, high: float) -> str:
-    return "" if np.isnan(low) else f" ({low:.2f} to {high:.2f})"
 
 
 def _notes(pair: Pair) -> list[str]:

@@ -11,7 +11,7 @@ import io
 import math
 import os
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import groupby
 from pathlib import Path
 
@@ -26,6 +26,8 @@ from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+
+Draw = Callable[[], Figure]
 
 COLOURS = {"k": "mediumpurple", "v": "darkorange", "a": "cornflowerblue"}
 STYLE = {

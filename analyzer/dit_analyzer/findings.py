@@ -1,0 +1,128 @@
+"""Pages of a study with what its traces say beyond the paper's tables and figures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import xarray as xr
+
+from dit_analyzer.measures.axes import AXES
+from dit_analyzer.measures.changes import changes
+from dit_analyzer.measures.concordance import concordance, mean_curves
+from dit_analyzer.measures.depth import depth_profile, depth_trend, kind_contrast, roughness
+from dit_analyzer.measures.pairing import ComparisonError
+from dit_analyzer.measures.stability import stability
+from dit_analyzer.measures.words import words
+from dit_analyzer.members import Member
+from dit_analyzer.pairs import Pairs, between, within
+from dit_analyzer.show import beside, figures, papertables
+from dit_analyzer.show import changes as show_changes
+from dit_analyzer.show import depth as show_depth
+from dit_analyzer.show import stability as show_stability
+from dit_analyzer.study import Output, Study, title_of
+
+
+def change_pages(study: Study) -> Iterator[Output]:
+    """Where curves break, and what they do in words; a picture for each trace."""
+    names = [one.name for one in study.members]
+
+    def page() -> list[bytes]:
+        found = [study.measured(changes, one) for one in study.members]
+        said = [study.measured(words, one) for one in study.members]
+        rows = [row for name, each in zip(names, found) for row in show_changes.records(name, each)]
+        return [show_changes.page(names, found, said).encode(), papertables.records_to_csv(rows).encode()]
+
+    yield Output(("changes.md", "changes.csv"), page)
+    for one in study.members:
+        yield _figure(f"changes-{one.name}", lambda one=one: _probabilities(study, one))
+
+
+def stability_pages(study: Study) -> Iterator[Output]:
+    """Whether curves have the same shape: the models' matrix, and each model's runs beside each other."""
+
+    def page() -> list[bytes]:
+        found = list(compared(study))
+        rows = list(show_stability.records(found))
+        return [show_stability.page(found).encode(), papertables.records_to_csv(rows).encode()]
+
+    yield Output(("stability.md", "stability.csv"), page)
+    if between(study.members):
+        yield _figure("stability-models", lambda: _matrix(study))
+    for first in study.defaults:
+        runs = [one for one in study.members if one.model == first.model]
+        if len(runs) > 1:
+            yield _figure(f"stability-{first.name}", lambda runs=runs: _curves(study, runs))
+
+
+def depth_pages(study: Study) -> Iterator[Output]:
+    """How change depends on depth and kind, and how rough curves are."""
+
+    def page() -> list[bytes]:
+        trends = [study.measured(depth_trend, one) for one in study.members]
+        contrasts = [study.measured(kind_contrast, one) for one in study.members]
+        names = [one.name for one in study.members]
+        rough = [rough_pair(study, *pair) for pair in within(study.members, "steps")]
+        rows = [row for each in zip(names, trends, contrasts) for row in show_depth.records(*each)]
+        return [
+            show_depth.page(names, trends, contrasts, rough).encode(),
+            papertables.records_to_csv(rows).encode(),
+        ]
+
+    yield Output(("depth.md", "depth.csv"), page)
+    yield _figure("depth", lambda: _profile(study))
+
+
+def compared(study: Study) -> Iterator[show_stability.Compared]:
+    """All that is set against each other in a study."""
+    pairs: dict[str, Pairs] = {"between": between(study.members)}
+    pairs |= {role: within(study.members, role) for role in ("steps", "scheduler")}
+    for set_apart, each in pairs.items():
+        for one, other in each:
+            found = {axis: _stability(study, one, other, axis) for axis in AXES}
+            yield show_stability.Compared(set_apart, one.name, other.name, found)
+
+
+def rough_pair(study: Study, one: Member, other: Member) -> show_depth.Rough:
+    try:
+        found: xr.Dataset | str = study.measured(roughness, one, other)
+    except ComparisonError as error:
+        found = str(error)
+    return show_depth.Rough(one.name, other.name, found)
+
+
+def _stability(study: Study, one: Member, other: Member, axis: str) -> xr.Dataset | str:
+    try:
+        return study.measured(stability, one, other, axis=axis)
+    except ComparisonError as error:
+        return str(error)
+
+
+def _matrix(study: Study) -> figures.Figure:
+    views = study.views(study.defaults)
+    return beside.matrix(concordance(views, "step"), [one.name for one in study.defaults], "step")
+
+
+def _curves(study: Study, runs: list[Member]) -> figures.Figure:
+    views, names = study.views(runs), [one.name for one in runs]
+    curves = []
+    for axis in AXES:
+        try:
+            curves.append(mean_curves(views, axis))
+        except ComparisonError:
+            continue  # the page says why
+    return beside.overlaid(curves, names)
+
+
+def _profile(study: Study) -> figures.Figure:
+    shown = study.defaults or study.members
+    profiles = [depth_profile(view) for view in study.views(shown)]
+    return show_depth.profile([one.name for one in shown], profiles, "mean over prompts and transitions")
+
+
+def _probabilities(study: Study, one: Member) -> figures.Figure:
+    return show_changes.probabilities(study.measured(changes, one), title_of(one))
+
+
+def _figure(name: str, draw: figures.Draw) -> Output:
+    names = tuple(f"{name}.{ending}" for ending in figures.UNDATED)
+    return Output(names, lambda: list(figures.rendered(draw())))
