@@ -172,7 +172,7 @@ def export(trace: Path, output: Path, source: str, dask: str | None, force: bool
 @main.command()
 @TRACES
 @click.option("-o", "--output", type=click.Path(path_type=Path),
-              help="Folder for figures: the matrix of S, and mean curves.  [default: none]")  # fmt: skip
+              help="Folder for figures: the matrix of S, mean curves, change over depth.  [default: none]")  # fmt: skip
 @click.option("--axis", type=click.Choice(["step", "noise"]),
               help="Compare at the same relative step, or noise level.  [default: both]")  # fmt: skip
 @SOURCE
@@ -192,7 +192,8 @@ def compare(
 
     For each kind: concordance S (1 equal, 0 unrelated, -1 opposite), the factor by which shapes differ, the level of
     the second above the first, and a verdict, over the prompts that both traces have. Equivalent means that the
-    95 % interval of the difference ends below 0.15 in logarithms, a factor of 1.16.
+    95 % interval of the difference ends below 0.15 in logarithms, a factor of 1.16. Then, with intervals: whether
+    deeper layers change more, how far kinds are apart, absolute and relative, and how rough the curves are.
 
     Example: dit-analyze compare steps-28.trace steps-14.trace -o figures
     """
@@ -206,14 +207,14 @@ def compare(
     if output:
         from dit_analyzer.show.figures import refuse_existing
 
-        for name in ("concordance", "curves"):
+        for name in ("concordance", "curves", "depth"):
             refuse_existing(output / f"{stem}-{name}", force=force)
     runs = comparison.read(traces, source, dask)
     found = comparison.pairs(runs, axes)
     if as_json:
-        click.echo(json.dumps(comparison.as_json(found)))
+        click.echo(json.dumps(comparison.as_json(found, runs)))
     else:
-        comparison.show(found)
+        comparison.show(found, runs)
     if output:
         for file in comparison.draw(found, runs, output / stem, force=force):
             click.echo(file, err=as_json)

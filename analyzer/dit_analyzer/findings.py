@@ -116,7 +116,7 @@ def _curves(study: Study, runs: list[Member]) -> figures.Figure:
 def _profile(study: Study) -> figures.Figure:
     shown = study.defaults or study.members
     profiles = [depth_profile(view) for view in study.views(shown)]
-    return show_depth.profile([one.name for one in shown], profiles, "mean over prompts and transitions")
+    return show_depth.profile([one.name for one in shown], profiles)
 
 
 def _probabilities(study: Study, one: Member) -> figures.Figure:

@@ -33,7 +33,7 @@ def matrix(found: xr.DataArray, labels: Sequence[str], axis: str) -> Figure:
     kinds, count, _ = found.shape
     side = max(1.6, 0.42 * count)
     with matplotlib.rc_context(STYLE):
-        figure = Figure((1.6 + 0.055 * max(map(len, labels)) + kinds * (side + 0.2), side + 1.7), layout="constrained")
+        figure = Figure((1.6 + 0.062 * max(map(len, labels)) + kinds * (side + 0.2), side + 1.7), layout="constrained")
         panels = list(figure.subplots(1, kinds, squeeze=False)[0])
         for panel, values in zip(panels, found, strict=True):
             panel.set(facecolor="lightgrey", title=values.kind.item().upper())
@@ -68,11 +68,14 @@ def overlaid(curves: Sequence[xr.DataArray], labels: Sequence[str]) -> Figure:
     return figure
 
 
+def style(place: int) -> dict[str, str]:
+    """Colour and dashes of the trace at this place."""
+    return {"color": COLOURS[place % len(COLOURS)], "linestyle": LINES[place // len(COLOURS) % len(LINES)]}
+
+
 def _lines(panel: Axes, means: xr.DataArray, labels: Sequence[str]) -> list[Line2D]:
-    styles = [
-        {"color": COLOURS[i % len(COLOURS)], "linestyle": LINES[i // len(COLOURS) % 4]} for i in range(len(labels))
-    ]
-    return [panel.plot(means.point, curve, **style)[0] for curve, style in zip(means, styles, strict=True)]
+    styles = [style(place) for place in range(len(labels))]
+    return [panel.plot(means.point, curve, **each)[0] for curve, each in zip(means, styles, strict=True)]
 
 
 def _ticks(panel: Axes) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,17 @@ import numpy as np
 import xarray as xr
 from dit_formats.console import harmless, plural
 from dit_formats.reader import open_trace
+from rich.table import Table
+from rich.text import Text
 
 from dit_analyzer.measures.axes import AXES
 from dit_analyzer.measures.concordance import concordance, mean_curves
+from dit_analyzer.measures.depth import depth_profile, depth_trend, kind_contrast, roughness
 from dit_analyzer.measures.distance import distances
 from dit_analyzer.measures.pairing import ComparisonError
 from dit_analyzer.measures.paper import paper_view
 from dit_analyzer.measures.stability import stability
+from dit_analyzer.show import depth
 from dit_analyzer.show.stability import LITTLE_CONTRAST, NAMES, cells
 
 SAME_NOISE = 0.01
@@ -32,7 +37,7 @@ FEW = 6
 """With fewer prompts no flipping of signs gives a p-value below 0.05."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Run:
     """A trace to compare: its label, `paper_view`, and the scheduler that made it."""
 
@@ -40,15 +45,26 @@ class Run:
     view: xr.Dataset
     scheduler: Any
 
+    @cached_property
+    def trend(self) -> xr.Dataset:
+        """`depth_trend`."""
+        return depth_trend(self.view)
+
+    @cached_property
+    def contrast(self) -> xr.Dataset:
+        """`kind_contrast`."""
+        return kind_contrast(self.view)
+
 
 @dataclass(frozen=True)
 class Pair:
-    """Two traces: `stability` on each axis that was asked for, and why an axis is missing."""
+    """Two traces: `stability` on each axis that was asked for, and why an axis is missing; `roughness`, or why not."""
 
     one: Run
     other: Run
     found: dict[str, xr.Dataset]
     missing: dict[str, str]
+    rough: xr.Dataset | str
 
     @property
     def max_dsigma(self) -> float:
@@ -78,7 +94,7 @@ def read(traces: Sequence[Path], source: str, dask: Any = None) -> list[Run]:
 
 
 def draw(found: Sequence[Pair], runs: Sequence[Run], stem: Path, *, force: bool = False) -> list[Path]:
-    """Write the matrix of S on the headline's axis, and mean curves on all axes; the paths that were written.
+    """Write the matrix of S on the headline's axis, mean curves on all axes, and change over depth; the paths written.
 
     The axis is noise if it is the headline of some pair.
     """
@@ -92,6 +108,7 @@ def draw(found: Sequence[Pair], runs: Sequence[Run], stem: Path, *, force: bool 
     made = {
         "concordance": beside.matrix(concordance(views, axis), labels, axis),
         "curves": beside.overlaid([mean_curves(views, axis) for axis in axes], labels),
+        "depth": depth.profile(labels, [depth_profile(view) for view in views]),
     }
     return [
         path
@@ -109,36 +126,35 @@ def pairs(runs: Sequence[Run], axes: Sequence[str] = AXES) -> list[Pair]:
     return [_pair(one, other, axes) for one, other in combinations(runs, 2)]
 
 
-def show(found: Sequence[Pair]) -> None:
-    """Print a table for each pair to stdout."""
+def show(found: Sequence[Pair], runs: Sequence[Run]) -> None:
+    """Print to stdout a table for each pair, then how change of each trace depends on depth and kind, and roughness."""
     from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
 
     console = Console(highlight=False, soft_wrap=True, width=max(Console().width, 110))
     for pair in found:
         console.print(Text(_head(pair), style="bold"))
-        table = Table(box=None, pad_edge=False, header_style="dim")
-        for name in ("", "S", "curves differ by", "level", "p", "verdict"):
-            table.add_column(name, justify="left" if name in ("", "verdict") else "right", no_wrap=True)
-        for axis, values in pair.found.items():
-            table.add_row(
-                Text(
-                    f"{NAMES[axis]}{', headline' if len(pair.found) > 1 and axis == pair.headline else ''}", style="dim"
-                )
-            )
-            for kind in values.kind.values:
-                row = {name: each.item() for name, each in values.sel(kind=kind).data_vars.items()}
-                table.add_row(f"  {kind.upper()}", *cells(row))
-        console.print(table)
+        console.print(_stabilities(pair))
         for note in _notes(pair):
             console.print(Text(note, style="dim"))
         console.print()
+    labels = [run.label for run in runs]
+    for title, rows in (
+        ("over depth, as the factor from input to output", depth.trend_rows(labels, [run.trend for run in runs])),
+        ("between kinds, as a factor", depth.contrast_rows(labels, [run.contrast for run in runs])),
+        (
+            "roughness of ln L1",
+            [depth.ROUGH_HEADER, *(row for pair in found for row in depth.rough_rows(_named(pair)))],
+        ),
+    ):
+        if len(rows) > 1:
+            console.print(Text(title, style="bold"))
+            console.print(_grid(rows))
+            console.print()
 
 
-def as_json(found: Sequence[Pair]) -> list[dict[str, Any]]:
-    """Pairs as plain values; what is missing is null."""
-    return [
+def as_json(found: Sequence[Pair], runs: Sequence[Run]) -> dict[str, list[dict[str, Any]]]:
+    """Pairs and traces as plain values; what is missing is null."""
+    pairs = [
         {
             "one": pair.one.label,
             "other": pair.other.label,
@@ -147,10 +163,45 @@ def as_json(found: Sequence[Pair]) -> list[dict[str, Any]]:
             "schedulers_differ": pair.schedulers_differ,
             "headline": pair.headline,
             "axes": {axis: _rows(values) for axis, values in pair.found.items()},
+            "roughness": [] if isinstance(pair.rough, str) else list(depth.rough_records(pair.rough)),
             "notes": _notes(pair),
         }
         for pair in found
     ]
+    return {
+        "pairs": pairs,
+        "traces": [
+            {"trace": run.label, "depth": list(depth.records(run.label, run.trend, run.contrast))} for run in runs
+        ],
+    }
+
+
+def _stabilities(pair: Pair) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name in ("", "S", "curves differ by", "level", "p", "verdict"):
+        table.add_column(name, justify="left" if name in ("", "verdict") else "right", no_wrap=True)
+    for axis, values in pair.found.items():
+        headline = ", headline" if len(pair.found) > 1 and axis == pair.headline else ""
+        table.add_row(Text(f"{NAMES[axis]}{headline}", style="dim"))
+        for kind in values.kind.values:
+            row = {name: each.item() for name, each in values.sel(kind=kind).data_vars.items()}
+            table.add_row(f"  {kind.upper()}", *cells(row))
+    return table
+
+
+def _grid(rows: list[list[str]]) -> Table:
+    """Rows under the first as header; a name is not said twice below itself."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name in rows[0]:
+        table.add_column(name, no_wrap=True, overflow="fold")
+    for before, row in zip(rows, rows[1:]):
+        said = [place < 2 and row[: place + 1] == before[: place + 1] for place in range(len(row))]
+        table.add_row(*(Text("" if known else cell) for known, cell in zip(said, row)))
+    return table
+
+
+def _named(pair: Pair) -> depth.Rough:
+    return depth.Rough(pair.one.label, pair.other.label, pair.rough)
 
 
 def _pair(one: Run, other: Run, axes: Sequence[str]) -> Pair:
@@ -163,7 +214,14 @@ def _pair(one: Run, other: Run, axes: Sequence[str]) -> Pair:
     if not found:
         reason = next(iter(missing.values()))
         raise ComparisonError(f"{one.label} and {other.label}: {reason}")
-    return Pair(one, other, found, missing)
+    return Pair(one, other, found, missing, _roughness(one, other))
+
+
+def _roughness(one: Run, other: Run) -> xr.Dataset | str:
+    try:
+        return roughness(one.view, other.view)
+    except ComparisonError as error:
+        return str(error)
 
 
 def _head(pair: Pair) -> str:
@@ -194,6 +252,8 @@ def _notes(pair: Pair) -> list[str]:
         notes.append("no interval and no verdict of fewer than 3 prompts; trace more with -n")
     elif prompts < FEW:
         notes.append("with fewer than 6 prompts p cannot be below 0.05; trace more with -n")
+    if isinstance(pair.rough, str) and pair.rough not in pair.missing.values():
+        notes.append(f"no roughness: {pair.rough}")
     if pair.schedulers_differ and pair.max_dsigma < LITTLE_CONTRAST:
         notes.append("the noise levels hardly differ, so this says little about schedulers")
     if left_out:

@@ -11,8 +11,9 @@ import numpy as np
 import xarray as xr
 from dit_formats.console import harmless
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
-from dit_analyzer.show.beside import COLOURS, LINES
+from dit_analyzer.show.beside import style
 from dit_analyzer.show.facts import table
 from dit_analyzer.show.figures import STYLE, log_ticks
 from dit_analyzer.show.stability import between
@@ -63,9 +64,7 @@ def page(
 
 def trend_rows(names: Sequence[str], trends: Sequence[xr.Dataset]) -> list[list[str]]:
     """A header, and a row for each trace and kind."""
-    rows = [
-        ["trace", "kind", *(f"{NAMES[name]}{end}" for name in NAMES for end in (", output / input", " explained", ""))]
-    ]
+    rows = [["trace", "kind", *(name for quantity in NAMES.values() for name in (quantity, "explained"))]]
     for name, ds in zip(names, trends, strict=True):
         for kind in ds.kind.values.tolist():
             cells = [cell for of in _quantities(ds.sel(kind=kind)) for cell in _trend(of)]
@@ -90,14 +89,15 @@ def rough_rows(found: Rough) -> list[list[str]]:
     rows = []
     for kind in found.found.kind.values.tolist():
         of = found.found.sel(kind=kind)
-        own, matched = ([_number(of[name].values[run]) for run in (0, 1)] for name in ("own", "matched"))
+        own, matched = (", ".join(_number(of[name].values[run]) for run in (0, 1)) for name in ("own", "matched"))
         ratio = "–" if np.isnan(of["ratio"]) else f"{of['ratio'].item():.2f}" + between(*_ends(of))
         points = str(of["points"].item())
-        rows.append([harmless(found.one), harmless(found.other), kind.upper(), *own, *matched, ratio, points])
+        rows.append([harmless(found.one), harmless(found.other), kind.upper(), own, matched, ratio, points])
     return rows
 
 
-ROUGH_HEADER = ["one", "other", "kind", "one, own", "other, own", "one, matched", "other, matched", "ratio", "points"]
+MEANS = "mean over prompts and transitions"
+ROUGH_HEADER = ["one", "other", "kind", "own", "at matched noise", "other / one", "points"]
 
 
 def factor(log: xr.DataArray, low: xr.DataArray, high: xr.DataArray) -> str:
@@ -120,7 +120,16 @@ def records(name: str, trend: xr.Dataset, contrast: xr.Dataset) -> Iterator[dict
             yield _record(name, "one kind / another", pair, quantity, numbers)
 
 
-def profile(names: Sequence[str], profiles: Sequence[xr.DataArray], title: str) -> Figure:
+def rough_records(found: xr.Dataset) -> Iterator[dict[str, Any]]:
+    """A record for each kind, of what `roughness` returns."""
+    for kind in found.kind.values.tolist():
+        of = found.sel(kind=kind)
+        pairs = {name: [_known(value) for value in of[name].values.tolist()] for name in ("own", "matched")}
+        ratio = {name: _known(of[name].item()) for name in ("ratio", "ratio_low", "ratio_high")}
+        yield {"kind": kind} | pairs | ratio | {"points": of["points"].item()}
+
+
+def profile(names: Sequence[str], profiles: Sequence[xr.DataArray], title: str = MEANS) -> Figure:
     """Mean change of each layer over relative depth: a row for each quantity, a panel for each kind, a line a trace.
 
     Args:
@@ -133,23 +142,17 @@ def profile(names: Sequence[str], profiles: Sequence[xr.DataArray], title: str) 
         grid = figure.subplots(len(NAMES), len(kinds), squeeze=False, sharex=True, sharey="row")
         for panels, quantity in zip(grid, NAMES):
             for panel, kind in zip(panels, kinds):
-                lines = [
-                    panel.plot(one.depth, one.sel(quantity=quantity, kind=kind), **_style(place))[0]
-                    for place, one in enumerate(profiles)
-                    if kind in one.kind
-                ]
+                for place, one in enumerate(profiles):
+                    if kind in one.kind:
+                        curve = one.sel(quantity=quantity, kind=kind)
+                        panel.plot(one.depth, curve, marker="o", markersize=2, **style(place))
                 panel.set(yscale="log", title=kind.upper() if quantity == "l1" else "", xlim=(0, 1))
             log_ticks(panels[0].yaxis)
             panels[0].set_ylabel(f"mean {NAMES[quantity]}")
         grid[-1, len(kinds) // 2].set_xlabel("relative depth, from input to output")
-        lines = [matplotlib.lines.Line2D([], [], **_style(place)) for place in range(len(names))]
+        lines = [Line2D([], [], **style(place)) for place in range(len(names))]
         figure.legend(lines, names, title=title, frameon=False, loc="outside upper center", ncols=min(len(names), 3))
     return figure
-
-
-def _style(place: int) -> dict[str, Any]:
-    colour, line = COLOURS[place % len(COLOURS)], LINES[place // len(COLOURS) % len(LINES)]
-    return {"color": colour, "linestyle": line, "marker": "o", "markersize": 2}
 
 
 def _quantities(ds: xr.Dataset) -> list[xr.Dataset]:
@@ -158,7 +161,8 @@ def _quantities(ds: xr.Dataset) -> list[xr.Dataset]:
 
 def _trend(of: xr.Dataset) -> list[str]:
     explained = "–" if np.isnan(of["explained"]) else f"{of['explained'].item():.0%}"
-    return [factor(of["slope"], of["low"], of["high"]), explained, of["trend"].item()]
+    trend = "" if of["trend"] == "none" else f", {of['trend'].item()}"
+    return [factor(of["slope"], of["low"], of["high"]) + trend, explained]
 
 
 def _rough(rough: Sequence[Rough]) -> Iterator[str]:
@@ -183,6 +187,9 @@ def _ends(of: xr.Dataset) -> tuple[float, float]:
 
 
 def _record(name: str, what: str, of: str, quantity: str, numbers: dict[str, xr.DataArray]) -> dict[str, Any]:
-    values = {key: float(value) for key, value in numbers.items()}
-    known = {key: None if np.isnan(value) else value for key, value in values.items()}
+    known = {key: _known(float(value)) for key, value in numbers.items()}
     return {"trace": name, "what": what, "of": of, "quantity": quantity, "explained": None} | known
+
+
+def _known(value: float) -> float | None:
+    return None if np.isnan(value) else value

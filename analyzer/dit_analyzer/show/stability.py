@@ -114,8 +114,9 @@ def cells(row: dict[str, Any]) -> list[str]:
         return ["–", "–", "–", "–", "no common cell"]
     s = f"{row['s']:.2f}" + between(row["s_low"], row["s_high"])
     d = f"×{np.exp(row['d']):.2f}" + between(np.exp(row["d_low"]), np.exp(row["d_high"]))
-    p = "–" if np.isnan(row["p_value"]) else f"{row['p_value']:.3f}"
-    return [s, d, f"×{row['level']:.2f}", p, row["verdict"]]
+    p = row["p_value"]
+    shown = "–" if np.isnan(p) else f"{p:.3f}" if p >= 0.001 else "<0.001"
+    return [s, d, f"×{row['level']:.2f}", shown, row["verdict"]]
 
 
 def between(low: float, high: float) -> str:
