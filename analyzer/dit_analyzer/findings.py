@@ -10,8 +10,9 @@ from dit_analyzer.measures.axes import AXES
 from dit_analyzer.measures.changes import changes
 from dit_analyzer.measures.concordance import concordance, mean_curves
 from dit_analyzer.measures.depth import depth_profile, depth_trend, kind_contrast, roughness
-from dit_analyzer.measures.pairing import ComparisonError
+from dit_analyzer.measures.pairing import ComparisonError, share_prompts
 from dit_analyzer.measures.stability import stability
+from dit_analyzer.measures.unpaired import unpaired
 from dit_analyzer.measures.words import words
 from dit_analyzer.members import Member
 from dit_analyzer.pairs import Pairs, between, within
@@ -78,7 +79,7 @@ def compared(study: Study) -> Iterator[show_stability.Compared]:
     pairs |= {role: within(study.members, role) for role in ("steps", "scheduler")}
     for set_apart, each in pairs.items():
         for one, other in each:
-            found = {axis: _stability(study, one, other, axis) for axis in AXES}
+            found = {axis: stability_of(study, one, other, axis) for axis in AXES}
             yield show_stability.Compared(set_apart, one.name, other.name, found)
 
 
@@ -90,9 +91,11 @@ def rough_pair(study: Study, one: Member, other: Member) -> show_depth.Rough:
     return show_depth.Rough(one.name, other.name, found)
 
 
-def _stability(study: Study, one: Member, other: Member, axis: str) -> xr.Dataset | str:
+def stability_of(study: Study, one: Member, other: Member, axis: str) -> xr.Dataset | str:
+    """How alike the curves of two traces are, with their prompts paired where they have some in common; or why not."""
+    measure = stability if share_prompts(*study.views((one, other))) else unpaired
     try:
-        return study.measured(stability, one, other, axis=axis)
+        return study.measured(measure, one, other, axis=axis)
     except ComparisonError as error:
         return str(error)
 

@@ -83,7 +83,7 @@ def stability(one: xr.Dataset, other: xr.Dataset, axis: str = "step") -> xr.Data
     return xr.Dataset(
         found
         | {
-            "cells_left_out": _left_out(one.sel(kind=kinds)) + _left_out(other.sel(kind=kinds)),
+            "cells_left_out": left_out(one.sel(kind=kinds)) + left_out(other.sel(kind=kinds)),
             "max_dsigma": most_apart((one, other)),
             "prompts": one.sizes["prompt"],
         },
@@ -155,7 +155,7 @@ def interval(found: float, without: Floats) -> tuple[float, float]:
     return (float(estimate.low), float(estimate.high)) if len(without) > 2 else (float("nan"), float("nan"))
 
 
-def _left_out(view: xr.Dataset) -> xr.DataArray:
+def left_out(view: xr.Dataset) -> xr.DataArray:
     """Cells of each kind that were measured, but have no logarithm in some prompt."""
     l1 = view["l1"]
     usable = (np.isfinite(l1) & (l1 > 0)).all("prompt")

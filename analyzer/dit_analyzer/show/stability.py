@@ -24,7 +24,9 @@ HEAD = (
     "which is no part of S and D. In brackets: 95 % over prompts, leaving one out. Equivalent: the interval of D ends "
     "below ×1.16. Different: flipping signs of the prompts' differences gives p below 0.05. Undecided: neither.",
     "Curves are set against each other at the same relative step, and as speed, L1 / |d sigma|, at the same noise "
-    "level; layers at the same relative depth. Where schedulers differ the noise level is what to look at.",
+    "level; layers at the same relative depth. Where schedulers differ the noise level is what to look at. Without a p "
+    "the traces have no prompt in common: the noise of each is taken off on its own, and different means that the "
+    "interval of D excludes ×1.",
 )
 BETWEEN = (
     "## Between models",
