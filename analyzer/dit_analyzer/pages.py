@@ -10,11 +10,12 @@ import xarray as xr
 from dit_formats.console import harmless, plural
 from dit_formats.reader import open_trace
 
+from dit_analyzer.claims import judged
 from dit_analyzer.findings import change_pages, depth_pages, stability_pages
 from dit_analyzer.measures.agreement import agreement
 from dit_analyzer.members import Member
 from dit_analyzer.printed import FURTHER, PAPER
-from dit_analyzer.show import facts, figures, papertables
+from dit_analyzer.show import claims, facts, figures, papertables
 from dit_analyzer.study import Output, Study, title_of
 from dit_analyzer.views import VIEWS, View
 
@@ -119,6 +120,17 @@ def deviations(study: Study) -> list[dict[str, Any]]:
     ]
 
 
+def claim_pages(study: Study) -> Iterator[Output]:
+    """What the paper claims, with a verdict each."""
+
+    def page() -> list[bytes]:
+        found = judged(study)
+        rows = list(claims.records(found))
+        return [claims.page(found, study.members).encode(), papertables.records_to_csv(rows).encode()]
+
+    yield Output(("claims.md", "claims.csv"), page)
+
+
 def index_pages(study: Study) -> Iterator[Output]:
     """Which trace gave which figure, and which figures of the paper no trace here gives."""
     yield Output(("index.md",), lambda: [index(study).encode()])
@@ -157,6 +169,7 @@ PAGES = (
     change_pages,
     stability_pages,
     depth_pages,
+    claim_pages,
     sampling_pages,
     facts_pages,
     index_pages,

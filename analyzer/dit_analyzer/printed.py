@@ -43,3 +43,14 @@ FURTHER = {
     11: "flux.1-dev with the scheduler of sd3 (shift 3)",
 }
 """Figures that show FLUX under another setting."""
+
+WORDS = {
+    "flux.1-dev": dict.fromkeys("kva", "decreasing with a sharp rise"),
+    "pixart-alpha": dict.fromkeys("kva", "mid bump"),
+    "sd3": dict.fromkeys("kva", "U-shaped"),
+    "cogvideox-5b": dict.fromkeys("kva", "decrease-increase-decrease"),
+    "open-sora": {"k": "decreasing", "v": "decreasing", "a": "U-shaped"},
+    "latte-1": dict.fromkeys("kva", "late spike"),
+    "mochi-1-preview": dict.fromkeys("kva", "early fluctuation"),
+}
+"""What the curves of Figures 2 to 8 do, in the words of `shape_of`; put into words from descriptions of the figures."""

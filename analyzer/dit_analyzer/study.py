@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,10 @@ class Study:
 
     def views(self, members: Sequence[Member]) -> list[xr.Dataset]:
         return [self.view(one) for one in members]
+
+    def of(self, members: list[Member]) -> Study:
+        """The study of these traces alone; what is read and measured is kept for both."""
+        return replace(self, members=members)
 
     def measured(self, measure: Measure, *members: Member, **settings: Any) -> xr.Dataset:
         """What a measure says of the views of these traces; it raises what that does."""

@@ -79,9 +79,9 @@ def roughness(one: xr.Dataset, other: xr.Dataset) -> xr.Dataset:
     that both cover. The noise of prompts is taken off, and only common prompts are used.
 
     Returns:
-        Of dimensions (run, kind): own, own_low, own_high, matched, matched_low, matched_high; per kind ratio of matched
-        roughness, other over one, ratio_low and ratio_high; points, the number of matched noise levels. NaN where fewer
-        than 3 points leave none with two neighbours, or where roughness is within the noise.
+        Of dimensions (run, kind): own, own_low, own_high, matched, matched_low, matched_high; per kind own_ratio and,
+        of matched roughness, ratio: other over one, each with _low and _high; points, the number of matched noise
+        levels. NaN where fewer than 3 points leave none with two neighbours, or where roughness is within the noise.
 
     Raises:
         ComparisonError: No prompt, kind or noise level in common.
@@ -95,8 +95,9 @@ def roughness(one: xr.Dataset, other: xr.Dataset) -> xr.Dataset:
     found = {
         name: (("run", "kind"), values) for name, values in (_bounds("own", own) | _bounds("matched", matched)).items()
     }
-    ratios = np.array([_rough_ratio(*pair) for pair in zip(*matched)])
-    found |= {name: ("kind", ratios[:, place]) for place, name in enumerate(("ratio", "ratio_low", "ratio_high"))}
+    for name, roughnesses in (("own_ratio", own), ("ratio", matched)):
+        ratios = np.array([_rough_ratio(*pair) for pair in zip(*roughnesses)])
+        found |= {f"{name}{end}": ("kind", ratios[:, place]) for place, end in enumerate(("", "_low", "_high"))}
     models = [str(view.attrs.get("model", "")) for view in views]
     steps = [int(view.attrs["num_steps"]) for view in views]
     coordinates = {"kind": kinds, "model": ("run", models), "num_steps": ("run", steps)}

@@ -1,0 +1,177 @@
+"""The paper's claims on made-up studies whose truth is known."""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+from dit_analyzer.claims import CLAIMS, Claim, Judged, Row, judged
+from dit_analyzer.measures.verdicts import NOT_TESTED, REFUTED, SUPPORTED, UNDERPOWERED
+from dit_analyzer.members import Member
+from dit_analyzer.pages import claim_pages
+from dit_analyzer.printed import PAPER, WORDS
+from dit_analyzer.show import claims
+from dit_analyzer.study import Study
+from zoo.curves import bend, run, shifted
+
+ONE = Member(
+    Path("a"), "a", "one", 28, ("", "{}"), {"joint": 5}, 10, 10, 1, None, True, "exact", shifted(28), figure="S1"
+)
+
+
+def other(sigma: np.ndarray, depth: np.ndarray) -> np.ndarray:
+    return 0.5 * np.sin(7 * sigma + depth)
+
+
+def rising(sigma: np.ndarray, depth: np.ndarray) -> np.ndarray:
+    return bend(sigma, depth) + depth
+
+
+def study(*runs: tuple[Member, xr.Dataset]) -> Study:
+    members = [replace(one, path=Path(str(place)), name=f"run-{place}") for place, (one, _) in enumerate(runs)]
+    views = {(member.path, "exact"): view for member, (_, view) in zip(members, runs)}
+    return Study(members, _views=views)
+
+
+def made(curve=bend, noise: float = 0.05, kinds: str = "kva", **settings) -> xr.Dataset:  # type: ignore[no-untyped-def]
+    return run(curve, settings.pop("sigmas", shifted(28)), noise=noise, kinds=kinds, **settings)
+
+
+def claim(found: list[Judged], words: str) -> Judged:
+    (one,) = [each for each in found if words in each.claim.text]
+    return one
+
+
+def test_models_differ_where_their_curves_do_and_not_where_they_are_the_same() -> None:
+    two = replace(ONE, model="two")
+    differ = judged(study((ONE, made()), (two, made(other, draw=1))))
+    assert claim(differ, "Models differ").verdict == claim(differ, "any two").verdict == SUPPORTED
+    same = judged(study((ONE, made()), (two, made(draw=1))))
+    assert claim(same, "Models differ").verdict == claim(same, "any two").verdict == REFUTED
+    three = judged(study((ONE, made()), (two, made(draw=1)), (replace(ONE, model="three"), made(other, draw=2))))
+    assert (claim(three, "Models differ").verdict, claim(three, "any two").verdict) == (SUPPORTED, REFUTED)
+
+
+def test_models_without_a_common_prompt_are_compared_all_the_same() -> None:
+    found = judged(study((ONE, made()), (replace(ONE, model="two"), made(other, first=100, draw=1))))
+    assert claim(found, "Models differ").verdict == SUPPORTED
+
+
+def test_a_run_with_other_steps_and_the_same_curve_supports_stability_and_another_curve_refutes_it() -> None:
+    less = replace(ONE, num_steps=14, role="steps")
+    stable = judged(study((ONE, made(noise=0.02)), (less, made(noise=0.02, sigmas=shifted(14), draw=1))))
+    assert claim(stable, "step counts").verdict == SUPPORTED
+    moved = judged(study((ONE, made()), (less, made(other, sigmas=shifted(14), draw=1))))
+    assert claim(moved, "step counts").verdict == REFUTED
+
+
+def test_a_scheduler_without_contrast_says_nothing_whatever_the_curves_do() -> None:
+    scheduler = replace(ONE, role="scheduler")
+    near = shifted(28, 1.1)
+    found = claim(judged(study((ONE, made()), (scheduler, made(sigmas=near, draw=1)))), "schedulers, drawn")
+    assert found.verdict == UNDERPOWERED and {row.verdict for row in found.rows} == {UNDERPOWERED}
+    assert all("max abs. d sigma 0.0" in row.note and "prompts" not in row.note for row in found.rows)
+
+
+def test_with_contrast_steps_and_noise_levels_are_told_apart() -> None:
+    scheduler = replace(ONE, role="scheduler")
+    found = judged(study((ONE, made(noise=0.02)), (scheduler, made(noise=0.02, sigmas=shifted(28, 3), draw=1))))
+    assert claim(found, "schedulers, drawn").verdict == REFUTED, "the same curve of the noise, met at other steps"
+    assert claim(found, "speed over the noise").verdict == SUPPORTED
+
+
+def test_depth_and_contrast_follow_the_curves() -> None:
+    found = judged(study((ONE, made(rising))))
+    assert claim(found, "layers change more.").verdict == SUPPORTED
+    assert claim(judged(study((ONE, made()))), "layers change more.").verdict == REFUTED
+    view = made()
+    loud = view.assign(l1=view["l1"] * xr.where(view.kind == "a", 3, 1))
+    assert claim(judged(study((ONE, loud))), "A changes far more").verdict == SUPPORTED
+    assert claim(judged(study((ONE, view))), "A changes far more").verdict == REFUTED
+
+
+@pytest.mark.parametrize(("noise", "verdict"), [(0.05, SUPPORTED), (0.6, REFUTED)])
+def test_stability_over_prompts_is_that_of_the_shape(noise: float, verdict: str) -> None:
+    assert claim(judged(study((ONE, made(noise=noise)))), "stable over prompts").verdict == verdict
+
+
+def jumping(step: int = 10, sign: float = 1.0) -> xr.Dataset:
+    view = made(noise=0.03)
+    t = view.transition.values
+    log = -0.05 * t + sign * (t >= step) + np.random.default_rng(0).normal(0, 0.03, view["l1"].shape)
+    return view.assign(l1=(view["l1"].dims, np.exp(log)))
+
+
+def test_a_claim_about_a_named_model_needs_that_model_with_trained_weights() -> None:
+    words = "at 28 steps jumps"
+    flux = replace(ONE, model="flux.1-dev")
+    assert claim(judged(study((flux, jumping()))), words).verdict == SUPPORTED
+    assert claim(judged(study((flux, jumping(18)))), words).verdict == REFUTED
+    assert (
+        claim(judged(study((flux, made(noise=0.02, curve=lambda sigma, depth: 0 * sigma * depth)))), words).verdict
+        == REFUTED
+    )
+    for model in ("one", "tiny:flux.1-dev"):
+        assert claim(judged(study((replace(ONE, model=model), jumping()))), words).verdict == NOT_TESTED
+
+
+@pytest.mark.parametrize(("cv", "verdict"), [(0.05, REFUTED), (0.11, SUPPORTED), (0.3, REFUTED)])
+def test_a_cv_is_compared_with_the_printed_one(cv: float, verdict: str) -> None:
+    view = made(noise=0.0)
+    level = np.exp(np.random.default_rng(0).normal(0, cv, (200, 1, 1, 1)))
+    l1 = (view["l1"].dims, view["l1"].mean("prompt").values * level)
+    sd3 = replace(ONE, model="sd3", figure="4", prompts=200)
+    found = claim(
+        judged(study((sd3, xr.Dataset({"l1": l1, "rel_l1": l1}, attrs=view.attrs, coords={"kind": list("kva")})))),
+        "CV of sd3",
+    )
+    assert found.verdict == verdict
+
+
+def test_random_weights_test_nothing() -> None:
+    tiny, two = replace(ONE, model="tiny:sd3"), replace(ONE, model="tiny:latte-1")
+    found = judged(study((tiny, made()), (two, made(other)), (replace(tiny, role="steps", num_steps=14), made())))
+    assert {one.verdict for one in found} == {NOT_TESTED}
+
+
+@pytest.mark.parametrize("prompts", [1, 2])
+def test_few_prompts_are_underpowered_and_never_a_verdict(prompts: int) -> None:
+    few = replace(ONE, prompts=prompts)
+    found = judged(study((few, made(prompts=prompts)), (replace(few, model="two"), made(other, prompts=prompts))))
+    assert {one.verdict for one in found if one.rows} <= {UNDERPOWERED, NOT_TESTED}
+    assert claim(found, "Models differ").verdict == UNDERPOWERED
+
+
+@pytest.mark.parametrize("value", [0.0, np.nan])
+def test_curves_without_a_value_have_no_verdict(value: float) -> None:
+    empty = made().map(lambda array: xr.full_like(array, value))
+    found = judged(study((ONE, empty), (replace(ONE, model="two"), made())))
+    rows = [row for one in found for row in one.rows if "run-0" in row.of]
+    assert rows and {row.verdict for row in rows} <= {UNDERPOWERED, NOT_TESTED}
+
+
+def test_the_page_names_what_was_tested_and_what_it_would_take() -> None:
+    page, table = (content.decode() for content in next(claim_pages(study((ONE, made())))).make())
+    assert "None of them is one of the paper's seven models" in page and "`one`" in page
+    assert page.count("| **not tested** |") == sum(one.verdict == NOT_TESTED for one in judged(study((ONE, made()))))
+    assert "dit-trace run mochi-1-preview" in page and "facts.md" in page
+    rows = list(csv.DictReader(io.StringIO(table)))
+    assert {int(row["number"]) for row in rows} == set(range(1, len(CLAIMS) + 1))
+
+
+def test_an_underpowered_case_says_how_many_prompts_would_tell() -> None:
+    rows = [Row("x", "k", 0.14, 0.10, 0.18, UNDERPOWERED, "", 10)]
+    found = claim(judged(study((ONE, made(noise=0.13, prompts=4)))), "stable over prompts")
+    assert all("prompts" in row.note for row in found.rows if row.verdict == UNDERPOWERED)
+    shown = claims.page([Judged(replace(CLAIMS[2], text="C"), rows)], [ONE])
+    assert "0.14 (0.10 to 0.18)" in shown and "**underpowered** (1 case: 1 underpowered)" in shown
+
+
+def test_every_model_of_the_paper_has_words_for_its_figure_and_every_claim_a_command() -> None:
+    assert WORDS.keys() == PAPER.keys()
+    assert all(isinstance(one, Claim) and one.needs.startswith("dit-trace ") for one in CLAIMS)
