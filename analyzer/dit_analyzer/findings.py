@@ -8,11 +8,13 @@ import xarray as xr
 
 from dit_analyzer.measures.axes import AXES
 from dit_analyzer.measures.changes import changes
+from dit_analyzer.measures.components import components
 from dit_analyzer.measures.concordance import concordance, mean_curves
 from dit_analyzer.measures.depth import depth_profile, depth_trend, kind_contrast, roughness
 from dit_analyzer.measures.pairing import ComparisonError, share_prompts
 from dit_analyzer.measures.stability import stability
 from dit_analyzer.measures.unpaired import unpaired
+from dit_analyzer.measures.variation import variation
 from dit_analyzer.measures.words import words
 from dit_analyzer.members import Member
 from dit_analyzer.pairs import Pairs, between, within
@@ -20,7 +22,26 @@ from dit_analyzer.show import beside, figures, papertables
 from dit_analyzer.show import changes as show_changes
 from dit_analyzer.show import depth as show_depth
 from dit_analyzer.show import stability as show_stability
+from dit_analyzer.show import variation as show_variation
 from dit_analyzer.study import Output, Study, title_of
+
+
+def variation_pages(study: Study) -> Iterator[Output]:
+    """How far prompts differ, and in what."""
+
+    def page() -> list[bytes]:
+        found = [_varied(study, one) for one in study.members]
+        rows = [row for one in found for row in show_variation.records(one)]
+        return [show_variation.page(found).encode(), papertables.records_to_csv(rows).encode()]
+
+    yield Output(("variation.md", "variation.csv"), page)
+
+
+def _varied(study: Study, one: Member) -> show_variation.Varied:
+    try:
+        return show_variation.Varied(one.name, study.measured(variation, one), study.measured(components, one))
+    except ValueError as error:
+        return show_variation.Varied(one.name, str(error), str(error))
 
 
 def change_pages(study: Study) -> Iterator[Output]:

@@ -11,7 +11,7 @@ from dit_formats.console import harmless, plural
 from dit_formats.reader import open_trace
 
 from dit_analyzer.claims import judged
-from dit_analyzer.findings import change_pages, depth_pages, stability_pages
+from dit_analyzer.findings import change_pages, depth_pages, stability_pages, variation_pages
 from dit_analyzer.measures.agreement import agreement
 from dit_analyzer.members import Member
 from dit_analyzer.printed import FURTHER, PAPER
@@ -166,6 +166,7 @@ def missing_figures(members: Sequence[Member]) -> list[str]:
 PAGES = (
     table_pages,
     figure_pages,
+    variation_pages,
     change_pages,
     stability_pages,
     depth_pages,

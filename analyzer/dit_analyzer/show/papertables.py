@@ -11,6 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import xarray as xr
 from dit_formats.console import harmless, plural
 
@@ -18,6 +19,9 @@ from dit_analyzer.measures.variation import variation
 from dit_analyzer.members import Member
 
 DASH = "–"
+CVS = ("cv_published", "cv", "cv_low", "cv_high", "cv_median", "cv_ratio")
+"""Of what `variation` gives for a kind."""
+
 SOURCES = {"exact": "", "sample": ", from the sampled values alone"}
 
 
@@ -95,7 +99,8 @@ def table_2(members: Sequence[Member], views: Sequence[xr.Dataset], source: str 
     ]
     notes = [
         "CV: standard deviation over prompts by mean, of each layer and transition; then the mean of these. K, V, A as "
-        "in the paper: with N degrees of freedom. Corrected: with N - 1, times 1 + 1/(4N).",
+        "in the paper: with N degrees of freedom. Corrected: with N - 1, times 1 + 1/(4N); in brackets, its 95 % interval "
+        "over prompts.",
         *(_left_out(one, column) for one, column in zip(members, columns)),
         *(_over(one) for one in members if source == "exact"),
         *(f"{one.name}: prompts and seeds vary together." for one in members if one.seeds > 1),
@@ -156,12 +161,16 @@ def _variation(one: Member, view: xr.Dataset, found: xr.Dataset, kind: str) -> d
     if not cells:
         why = "never changes, or not in every prompt" if left_out else "has no value"
         return _nothing(f"{one.name}: {kind.upper()} {why}") | counts
-    values = {name: float(of_kind[name]) for name in ("cv_published", "cv")}
-    return {name: Cell(f"{value:.1%}", value) for name, value in values.items()} | counts
+    values = {name: float(of_kind[name]) for name in CVS}
+    texts = {name: f"{value:.1%}" for name, value in values.items()}
+    if np.isfinite(values["cv_low"]):
+        texts["cv"] += f" ({100 * values['cv_low']:.1f} to {100 * values['cv_high']:.1f})"
+    known = {name: value if np.isfinite(value) else None for name, value in values.items()}
+    return {name: Cell(texts[name], known[name]) for name in CVS} | counts
 
 
 def _nothing(why: str) -> dict[str, Cell]:
-    return {name: Cell(DASH, None, why) for name in ("cv_published", "cv", "cells", "cells_left_out")}
+    return {name: Cell(DASH, None, why) for name in (*CVS, "cells", "cells_left_out")}
 
 
 def _left_out(one: Member, column: dict[str, dict[str, Cell]]) -> str:
