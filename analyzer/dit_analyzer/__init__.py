@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dit_analyzer.measures.audit import audit
     from dit_analyzer.measures.changepoints import ChangePoint, ChangePoints, Dip, change_points
+    from dit_analyzer.measures.changes import changes, points
     from dit_analyzer.measures.components import components
     from dit_analyzer.measures.concordance import concordance
     from dit_analyzer.measures.depth import depth_trend, kind_contrast, roughness
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from dit_analyzer.measures.signals import branch_cosines, signals, step_cosines
     from dit_analyzer.measures.stability import stability
     from dit_analyzer.measures.variation import variation
+    from dit_analyzer.measures.words import words
 
 _HOMES = {
     "audit": "audit",
@@ -35,6 +37,8 @@ _HOMES = {
     "ChangePoints": "changepoints",
     "Dip": "changepoints",
     "change_points": "changepoints",
+    "changes": "changes",
+    "points": "changes",
     "components": "components",
     "concordance": "concordance",
     "depth_trend": "depth",
@@ -57,6 +61,7 @@ _HOMES = {
     "step_cosines": "signals",
     "stability": "stability",
     "variation": "variation",
+    "words": "words",
 }
 __all__ = [
     "ChangePoint",
@@ -68,6 +73,7 @@ __all__ = [
     "audit",
     "branch_cosines",
     "change_points",
+    "changes",
     "components",
     "concordance",
     "depth_trend",
@@ -78,6 +84,7 @@ __all__ = [
     "left_out_positions",
     "mean_curves",
     "paper_view",
+    "points",
     "position_error",
     "position_errors",
     "roughness",
@@ -86,6 +93,7 @@ __all__ = [
     "stability",
     "step_cosines",
     "variation",
+    "words",
 ]
 
 
