@@ -14,6 +14,7 @@ from dit_formats.errors import IncompleteError
 from dit_formats.publish import published
 from dit_formats.reader import open_trace
 
+from dit_analyzer.changepages import changes_pages
 from dit_analyzer.measures.agreement import agreement
 from dit_analyzer.measures.distance import distances
 from dit_analyzer.measures.paper import paper_view
@@ -235,7 +236,7 @@ def missing_figures(members: Sequence[Member]) -> list[str]:
     return [f"Figure {number}: {wanted[number]}" for number in sorted(wanted) if str(number) not in there]
 
 
-PAGES = (table_pages, figure_pages, sampling_pages, facts_pages, index_pages)
+PAGES = (table_pages, figure_pages, changes_pages, sampling_pages, facts_pages, index_pages)
 """What `write_study` writes, in this order. A further page is a function here: it takes a study and gives `Output`s,
 which name their files at once and make them when asked."""
 

@@ -58,7 +58,9 @@ def test_a_study_writes_tables_figures_and_facts_and_twice_the_same(folder: Path
     assert once == files(tmp_path / "again")
     tables = {f"table-{number}.{ending}" for number in (1, 2) for ending in ("md", "tex", "csv")}
     drawn = {f"figure-{name}.{ending}" for name in ("02-flux", "S1-mine") for ending in ("pdf", "png")}
-    assert set(once) == tables | drawn | {"facts.md", "index.md"}
+    broken = {f"changes-{name}.{ending}" for name in ("flux", "mine") for ending in ("pdf", "png")}
+    broken |= {"changes.md", "changes.csv", "shapes.csv"}
+    assert set(once) == tables | drawn | broken | {"facts.md", "index.md"}
     assert "mine: 1 of 2 prompts" in results[0].stderr
     assert f"next: read {tmp_path / 'once' / 'index.md'}" in results[0].stderr
 

@@ -1,0 +1,44 @@
+"""Pages of a study that tell where its curves break; `study.PAGES` lists them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache, partial
+from typing import TYPE_CHECKING
+
+from dit_formats.reader import open_trace
+
+from dit_analyzer.measures.changes import changes
+from dit_analyzer.measures.words import words
+from dit_analyzer.members import Member
+from dit_analyzer.show import breaks, figures
+from dit_analyzer.show.changes import changes as draw
+from dit_analyzer.show.papertables import records_to_csv
+from dit_analyzer.show.tables import headline
+
+if TYPE_CHECKING:
+    from dit_analyzer.study import Output, Study
+
+
+def changes_pages(study: Study) -> Iterator[Output]:
+    """`changes.md`, `changes.csv`, `shapes.csv`, and a figure for each trace."""
+    from dit_analyzer.study import Output  # it imports this file
+
+    @cache
+    def found() -> list[breaks.Breaks]:
+        return [breaks.Breaks(one, changes(study.view(one)), words(study.view(one))) for one in study.members]
+
+    def tell() -> list[bytes]:
+        whole = breaks.page(found(), study.source)
+        csv = (records_to_csv(of(found())) for of in (breaks.records, breaks.shape_records))
+        return [text.encode() for text in (whole, *csv)]
+
+    yield Output(("changes.md", "changes.csv", "shapes.csv"), tell)
+    for place, one in enumerate(study.members):
+        names = tuple(f"changes-{one.name}.{ending}" for ending in figures.UNDATED)
+        yield Output(names, partial(lambda place, one: _figure(found()[place], one), place, one))
+
+
+def _figure(found: breaks.Breaks, one: Member) -> list[bytes]:
+    with open_trace(one.path) as trace:
+        return list(figures.rendered(draw(found.changes, headline(trace))))
