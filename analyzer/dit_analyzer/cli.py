@@ -152,7 +152,7 @@ def export(trace: Path, output: Path, what: tuple[str, ...], source: str, dask: 
     A row, or cell, for each place of the dimensions that the values have; in CSV and JSON, values of fewer dimensions
     have files of their own (FILE-kind-layer). netCDF is version 3, which scipy writes: nothing in it is compressed.
 
-    Example: dit-analyze export out.trace -o out.csv --what changes --what shapes
+    Example: dit-analyze export out.trace -o out.csv --what changes
     """
     from dit_formats.reader import open_trace
 

@@ -39,35 +39,43 @@ class Breaks:
 
 def page(found: Sequence[Breaks], source: str = "exact") -> str:
     """The whole page, in Markdown."""
-    sampled = " Everything is from the sampled values alone." if source == "sample" else ""
     parts = [
         "# Where the curves break",
-        "Exact Bayesian segmentation of the logarithm of mean L1 into lines, against a smooth curve (`change_points`, "
-        f"`joint_change_points`). A change is declared where its probability is 0.5 or more.{sampled}",
-        "Steps count up as sampled: 10 → 11 is the change of L1 from that pair of steps on. The paper (arXiv "
-        "2411.13588) counts down, and 10 → 11 of 28 is its step 16. The noise level is that of the first step of the "
-        "pair. `changes-NAME.pdf` shows each trace layer by layer; `changes.csv` has the changes of single layers too, "
-        "`shapes.csv` the word of each.",
+        _METHOD + (" Everything is from the sampled values alone." if source == "sample" else ""),
+        _STEPS,
         *(f"{harmless(each.one.name)}: random weights, its numbers mean nothing." for each in _random(found)),
         "## Changes of all layers together",
         table([_HEADER, *(row for each in found for row in _changes(each))]),
-        "Jump: factor of L1 beyond the line before. Slope: by how much that of log L1 changes, per step; where the "
-        "jump is about 1, the curve bends. Interval: first steps of the pairs that hold 95 % of where the change is, given "
-        "that it is. Layers: how many have a declared change of their own within one step.",
+        _CHANGES,
         *(line for each in found for line in _notes(each)),
         "## Dips and spikes",
         *_dips(found),
         "## Shapes",
-        table(
-            [
-                ["trace", "kind", "layers", "word: how many (agreement)"],
-                *(row for each in found for row in _words(each)),
-            ]
-        ),
+        table([_SHAPES_HEADER, *(row for each in found for row in _words(each))]),
         "Agreement: share of curves over resampled prompts that get the same word, mean of these layers; it needs two "
         "prompts.",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+_METHOD = (
+    "Exact Bayesian segmentation of the logarithm of mean L1 into lines, against a smooth curve (`change_points`, "
+    f"`joint_change_points`). A change is declared if there is any with a probability of {DECLARED} or more, at a step "
+    "that holds as much with the one before and the one after."
+)
+_STEPS = (
+    "Steps count up as sampled: 10 → 11 is the change of L1 from that pair of steps on. The paper (arXiv 2411.13588) "
+    "counts down, and 10 → 11 of 28 is its step 16. The noise level is that of the first step of the pair. "
+    "`changes-NAME.pdf` shows each trace layer by layer; `changes.csv` has the changes of single layers too, "
+    "`shapes.csv` the word of each."
+)
+_CHANGES = (
+    "Jump: factor of L1 beyond the line before. Slope: by how much that of log L1 changes, per step; where the jump is "
+    "about 1, the curve bends. Interval: first steps of the pairs that hold 95 % of where the change is, given that it "
+    "is. Layers: how many have a declared change of their own within one step."
+)
+_HEADER = ["trace", "kind", "step", "the paper's", "noise level", "jump", "slope", "interval", "posterior", "layers"]
+_SHAPES_HEADER = ["trace", "kind", "layers", "word: how many (agreement)"]
 
 
 def records(found: Sequence[Breaks]) -> list[dict[str, Any]]:
@@ -136,9 +144,6 @@ def _none(chance: float | None) -> str:
     if chance < DECLARED:
         return f"{NONE}, probability of any {chance:.2f}"
     return f"{NONE}: there is one with probability {chance:.2f}, but no place is likely enough"
-
-
-_HEADER = ["trace", "kind", "step", "the paper's", "noise level", "jump", "slope", "interval", "posterior", "layers"]
 
 
 def _notes(each: Breaks) -> Iterator[str]:
