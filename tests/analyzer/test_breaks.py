@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import xarray as xr
 from dit_analyzer import changes, points, words
-from dit_analyzer.changepages import changes_pages
+from dit_analyzer.changepages import changes_pages, title
 from dit_analyzer.members import Member
 from dit_analyzer.show import breaks, figures
 from dit_analyzer.show.changes import changes as draw
@@ -144,6 +144,11 @@ def test_what_took_no_part_is_grey() -> None:
     assert panel.get_facecolor() == to_rgba("lightgrey")
     assert np.ma.getmaskarray(panel.images[0].get_array())[1].all()
     assert "took no part" in [text.get_text() for text in figure.legends[0].texts]
+
+
+def test_the_title_counts_the_layers_that_the_paper_looks_at() -> None:
+    one = member(layers={"self": 2, "cross": 2}, model="tiny:sd3")
+    assert title(one) == "mine · tiny:sd3 · RANDOM WEIGHTS · 2 layers · 28 steps · Euler · 3 prompts"
 
 
 @pytest.fixture
