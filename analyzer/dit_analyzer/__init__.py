@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dit_analyzer.measures.audit import audit
     from dit_analyzer.measures.changepoints import ChangePoint, ChangePoints, Dip, change_points
-    from dit_analyzer.measures.changes import changes
+    from dit_analyzer.measures.changes import changes, points
     from dit_analyzer.measures.components import components
     from dit_analyzer.measures.concordance import concordance
     from dit_analyzer.measures.depth import depth_trend, kind_contrast, roughness
@@ -38,6 +38,7 @@ _HOMES = {
     "Dip": "changepoints",
     "change_points": "changepoints",
     "changes": "changes",
+    "points": "changes",
     "components": "components",
     "concordance": "concordance",
     "depth_trend": "depth",
@@ -83,6 +84,7 @@ __all__ = [
     "left_out_positions",
     "mean_curves",
     "paper_view",
+    "points",
     "position_error",
     "position_errors",
     "roughness",

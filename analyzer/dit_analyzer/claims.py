@@ -239,7 +239,7 @@ def _word(study: Study, model: str) -> Iterator[Row]:
             continue
         found = study.measured(words, one)
         for kind in (kind for kind in found.kind.values.tolist() if kind in WORDS[model]):
-            word, agreement = (found[f"mean_{name}"].sel(kind=kind).item() for name in ("word", "agreement"))
+            word, agreement = (found[f"mean_{name}"].sel(kind=kind).item() for name in ("shape", "agreement"))
             sure = agreement >= SURE
             verdict = (SUPPORTED if word == WORDS[model][kind] else REFUTED) if sure else UNDERPOWERED
             yield Row(one.name, kind, agreement, float("nan"), float("nan"), verdict, f"{word or 'no word'}")

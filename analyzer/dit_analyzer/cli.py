@@ -14,6 +14,7 @@ from typing import Any
 import click
 from dit_formats.console import Program, harmless, plural
 
+from dit_analyzer.results import ABOUT, DISTANCES, PAPER, RESULTS
 from dit_analyzer.views import VIEWS
 
 TRACES = click.argument("traces", nargs=-1, required=True, type=click.Path(path_type=Path))
@@ -143,28 +144,31 @@ def study(folder: Path, output: Path, source: str, dask: str | None, force: bool
 @click.argument("trace", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True,
               help="File to write: .csv, .json or .nc (netCDF 3).")  # fmt: skip
+@click.option("--what", type=click.Choice(list(RESULTS)), multiple=True, default=(DISTANCES, PAPER), show_default=True,
+              help=f"Result to write; may be repeated. {ABOUT}")  # fmt: skip
 @SOURCE
 @DASK
 @click.option("--force", is_flag=True, help="Replace files that are there already.")
-def export(trace: Path, output: Path, source: str, dask: str | None, force: bool) -> None:
-    """Write the distances of TRACE for other programs, and beside them what the paper looks at (FILE-paper).
+def export(trace: Path, output: Path, what: tuple[str, ...], source: str, dask: str | None, force: bool) -> None:
+    """Write results of TRACE for other programs: the first named into FILE, others beside it (FILE-paper).
 
-    A row, or cell, for each prompt, branch, stream, kind, layer and transition. netCDF is version 3, which scipy
-    writes: nothing in it is compressed.
+    A row, or cell, for each place of the dimensions that the values have; in CSV and JSON, values of fewer dimensions
+    have files of their own (FILE-kind-layer). netCDF is version 3, which scipy writes: nothing in it is compressed.
 
-    Example: dit-analyze export out.trace -o out.csv
+    Example: dit-analyze export out.trace -o out.csv --what changes
     """
     from dit_formats.reader import open_trace
 
     from dit_analyzer.exports import export as write
     from dit_analyzer.exports import refuse
     from dit_analyzer.measures.distance import distances
-    from dit_analyzer.measures.paper import paper_view
+    from dit_analyzer.results import measured
 
-    refuse(output, ("distances", "paper"), force=force)
+    names = tuple(dict.fromkeys(what))
+    refuse(output, names, force=force)
     with open_trace(trace) as opened:
         ds = distances(opened, source=source, dask=dask)
-    for path in write({"distances": ds, "paper": paper_view(ds)}, output, force=force):
+    for path in write(measured(ds, names, str(trace)), output, force=force):
         click.echo(path)
     click.echo(f"next: dit-analyze summary {shlex.quote(str(trace))}", err=True)
 

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 import xarray as xr
 
 from dit_analyzer.measures.axes import AXES
-from dit_analyzer.measures.changes import changes
 from dit_analyzer.measures.components import components
 from dit_analyzer.measures.concordance import concordance, mean_curves
 from dit_analyzer.measures.depth import depth_profile, depth_trend, kind_contrast, roughness
@@ -15,15 +14,13 @@ from dit_analyzer.measures.pairing import ComparisonError, share_prompts
 from dit_analyzer.measures.stability import stability
 from dit_analyzer.measures.unpaired import unpaired
 from dit_analyzer.measures.variation import variation
-from dit_analyzer.measures.words import words
 from dit_analyzer.members import Member
 from dit_analyzer.pairs import Pairs, between, within
 from dit_analyzer.show import beside, figures, papertables
-from dit_analyzer.show import changes as show_changes
 from dit_analyzer.show import depth as show_depth
 from dit_analyzer.show import stability as show_stability
 from dit_analyzer.show import variation as show_variation
-from dit_analyzer.study import Output, Study, title_of
+from dit_analyzer.study import Output, Study
 
 
 def variation_pages(study: Study) -> Iterator[Output]:
@@ -42,21 +39,6 @@ def _varied(study: Study, one: Member) -> show_variation.Varied:
         return show_variation.Varied(one.name, study.measured(variation, one), study.measured(components, one))
     except ValueError as error:
         return show_variation.Varied(one.name, str(error), str(error))
-
-
-def change_pages(study: Study) -> Iterator[Output]:
-    """Where curves break, and what they do in words; a picture for each trace."""
-    names = [one.name for one in study.members]
-
-    def page() -> list[bytes]:
-        found = [study.measured(changes, one) for one in study.members]
-        said = [study.measured(words, one) for one in study.members]
-        rows = [row for name, each in zip(names, found) for row in show_changes.records(name, each)]
-        return [show_changes.page(names, found, said).encode(), papertables.records_to_csv(rows).encode()]
-
-    yield Output(("changes.md", "changes.csv"), page)
-    for one in study.members:
-        yield _figure(f"changes-{one.name}", lambda one=one: _probabilities(study, one))
 
 
 def stability_pages(study: Study) -> Iterator[Output]:
@@ -141,10 +123,6 @@ def _profile(study: Study) -> figures.Figure:
     shown = study.defaults or study.members
     profiles = [depth_profile(view) for view in study.views(shown)]
     return show_depth.profile([one.name for one in shown], profiles)
-
-
-def _probabilities(study: Study, one: Member) -> figures.Figure:
-    return show_changes.probabilities(study.measured(changes, one), title_of(one))
 
 
 def _figure(name: str, draw: figures.Draw) -> Output:

@@ -10,8 +10,9 @@ import xarray as xr
 from dit_formats.console import harmless, plural
 from dit_formats.reader import open_trace
 
+from dit_analyzer.changepages import changes_pages
 from dit_analyzer.claims import judged
-from dit_analyzer.findings import change_pages, depth_pages, stability_pages, variation_pages
+from dit_analyzer.findings import depth_pages, stability_pages, variation_pages
 from dit_analyzer.measures.agreement import agreement
 from dit_analyzer.members import Member
 from dit_analyzer.printed import FURTHER, PAPER
@@ -167,7 +168,7 @@ PAGES = (
     table_pages,
     figure_pages,
     variation_pages,
-    change_pages,
+    changes_pages,
     stability_pages,
     depth_pages,
     claim_pages,

@@ -143,3 +143,46 @@ def test_latex_has_the_rules_of_booktabs_and_a_column_for_each_name() -> None:
 )
 def test_parameters_have_three_figures(number: int, text: str) -> None:
     assert billions(number) == text
+
+
+def test_the_corrected_cv_has_its_interval_in_every_format() -> None:
+    one = view()
+    table, expected = table_2([member()], [one]), variation(one).sel(kind="k")
+    cv, low, high = (float(expected[name]) for name in ("cv", "cv_low", "cv_high"))
+    shown = f"{100 * cv:.1f}% ({100 * low:.1f} to {100 * high:.1f})"
+    assert f"| K, corrected | {shown} |" in to_markdown(table)
+    assert f"K, corrected & {shown.replace('%', chr(92) + '%')} " in to_latex(table)
+    first = next(csv.DictReader(to_csv(table).splitlines()))
+    assert [float(first[name]) for name in ("cv", "cv_low", "cv_high")] == [cv, low, high]
+    assert low < cv < high and first["note"] == ""
+    assert any("95 % interval over prompts" in note for note in table.notes)
+
+
+def test_two_prompts_have_no_interval_and_that_is_said() -> None:
+    table = table_2([member(prompts=2, asked=2)], [view(2)])
+    cell = table.rows[3][1]
+    assert cell.value is not None and "(" not in cell.text
+    assert cell.note == "a: no interval, it takes 3 prompts and here are 2"
+    first = next(csv.DictReader(to_csv(table).splitlines()))
+    assert (first["cv_low"], first["cv_high"], first["note"]) == (
+        "",
+        "",
+        "a: no interval, it takes 3 prompts and here are 2",
+    )
+    assert float(first["cv"]) == cell.value
+
+
+def test_a_single_prompt_that_differs_gives_no_interval_and_that_is_said() -> None:
+    one = view()
+    one["l1"][:] = 0.5
+    one["l1"][0, 0] = 1.0
+    cell = table_2([member()], [one]).rows[3][1]
+    assert cell.value > 0 and cell.note == "a: no interval, without some prompt nothing varies"
+
+
+def test_equal_prompts_have_no_variation_and_no_interval_of_it() -> None:
+    one = view()
+    one["l1"][:] = 0.5
+    table = table_2([member()], [one])
+    assert table.rows[3][1].value == 0
+    assert "nan" not in to_markdown(table) + to_latex(table) + to_csv(table)

@@ -69,7 +69,7 @@ def test_a_study_writes_tables_figures_and_facts_and_twice_the_same(folder: Path
         for name in ("changes", "stability", "depth", "claims", "variation")
         for ending in ("md", "csv")
     }
-    assert set(once) == tables | drawn | found | {"facts.md", "index.md"}
+    assert set(once) == tables | drawn | found | {"shapes.csv", "facts.md", "index.md"}
     assert "mine: 1 of 2 prompts" in results[0].stderr
     assert f"next: read {tmp_path / 'once' / 'index.md'}" in results[0].stderr
 

@@ -25,7 +25,7 @@ class ChangePoint:
     """A change: `transition` is the first of the new segment, the pair (step `transition`, step `transition + 1`).
 
     Attributes:
-        posterior: Probability that the change is here or one transition beside.
+        posterior: Probability that the change is within three transitions in a row, this one the likeliest of them.
         low, high: First and last transition of the shortest interval that holds 95 % of its posterior, given that it
             is one and the changes declared beside it are where they are.
         jump: Factor by which the L1 jumps: the new line over the old, both read half-way between the two transitions.
@@ -135,24 +135,32 @@ def _beside_change(run: Run, y: NDArray[np.float64]) -> bool:
 
 
 def peaks(sums: Sums) -> list[int]:
-    """The points at which a change is declared: three together hold half the probability, and no other is as near as a
-    segment is long."""
+    """The points at which a change is declared: the likeliest of three that together hold half the probability, no two
+    as near each other as a segment is long."""
     if not sums.any >= DECLARED:
         return []
     mass = _around(sums.probability)
     found: list[int] = []
-    for k in np.argsort(-sums.probability, kind="stable"):
-        if mass[k] >= DECLARED and all(abs(k - other) >= SHORTEST for other in found):
-            found.append(int(k))
-    return sorted(found)
+    for middle in np.argsort(-sums.probability, kind="stable"):
+        if mass[middle] >= DECLARED and all(abs(middle - other) >= SHORTEST for other in found):
+            found.append(int(middle))
+    return sorted(_likeliest(middle, found, sums.probability) for middle in found)
+
+
+def _likeliest(middle: int, found: list[int], probability: NDArray[np.float64]) -> int:
+    """Of a point and those beside it the most probable that keeps its distance from the others."""
+    beside = range(max(middle - 1, 0), min(middle + 2, len(probability)))
+    apart = [k for k in beside if all(abs(k - other) > SHORTEST for other in found if other != middle)]
+    return max([middle, *apart], key=lambda k: probability[k])
 
 
 def point_at(k: int, sums: Sums, fits: list[Fits], places: NDArray[np.int64], axis: Axis) -> ChangePoint:
     """The record of the change that begins at point k."""
     first, last = _interval(k, sums)
+    mass = _around(sums.probability)[max(k - 1, 0) : k + 2]
     breaks = np.mean([break_at(k, sums, fit) for fit in fits], 0)
     return ChangePoint(
-        posterior=float(min(_around(sums.probability)[k], 1.0)),
+        posterior=float(min(mass.max(), 1.0)),
         low=int(axis.transitions[places[first - 1] + 1]),
         high=int(axis.transitions[places[last]]),
         jump=float(np.exp(breaks[0])),

@@ -1,59 +1,61 @@
-"""The curves of a trace in words: `shape_of` each layer, and of the layers together."""
+"""The shapes of all curves of a trace in words, and how many layers of a kind have each."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 
-from dit_analyzer.measures.shapes import shape_of
+from dit_analyzer.measures.shapes import WORDS, shape_of
 
-NONE = ""
-
-
-@dataclass(frozen=True)
-class _Word:
-    word: str
-    phrase: str
-    agreement: float
+VOCABULARY = (*WORDS.values(), "decreasing with a sharp rise", "early fluctuation", "late spike", "irregular")
+"""All words of `shape_of`."""
 
 
 def words(view: xr.Dataset) -> xr.Dataset:
-    """What each curve does, and for how many resampled sets of prompts it does the same.
+    """The word of the curve of each kind and layer, and how far prompts agree on it: `shape_of`.
 
     Args:
-        view: `paper_view`.
+        view: `paper_view`, or any `l1` (prompt, kind, layer, transition).
 
     Returns:
-        (kind, layer): word and phrase, see `Shape`, empty where fewer than four transitions have a value; agreement,
-        NaN with one prompt. (kind): mean_word, mean_phrase and mean_agreement of the geometric mean over layers that
-        have a value throughout; layers_agree, how many layers have that word.
+        Of dimensions (kind, layer): shape, the word; phrase, the moves in one line; agreement, the share of curves over
+        resampled prompts that get the same word, NaN of one prompt; noise, of the mean log curve; and note, why there
+        is no word, else "". A curve with too few usable transitions has the word "" and NaN.
+        (kind, word): layers, how many layers have each word, of all words that there are.
+        (kind): mean_shape, mean_phrase, mean_agreement, mean_noise and mean_note of the geometric mean over the layers
+        that have a value throughout.
     """
-    l1 = view["l1"].transpose("prompt", "kind", "layer", "transition")
-    every = [[_word(l1[:, k, layer]) for layer in range(l1.sizes["layer"])] for k in range(l1.sizes["kind"])]
-    means = [_word(_mean_curve(l1[:, k])) for k in range(l1.sizes["kind"])]
-    found: dict[str, object] = {}
-    for name, kind in (("word", np.str_), ("phrase", np.str_), ("agreement", np.float64)):
-        rows = np.array([[getattr(one, name) for one in row] for row in every], kind)
-        found[name] = (("kind", "layer"), rows.reshape(l1.shape[1:3]))
-        found[f"mean_{name}"] = ("kind", np.array([getattr(one, name) for one in means], kind))
-    agree = [sum(one.word == mean.word != NONE for one in row) for row, mean in zip(every, means)]
-    found["layers_agree"] = ("kind", np.array(agree, np.int64))
-    coordinates = {name: each for name, each in l1.coords.items() if set(each.dims) <= {"kind", "layer"}}
-    return xr.Dataset(found, coordinates, view.attrs)
+    l1 = view["l1"].transpose("kind", "layer", "prompt", "transition")
+    rows = [_row(curves) for layers in l1.values for curves in layers]
+    names = _row(np.full((1, l1.sizes["transition"]), np.nan))
+    found = {name: np.array([row[name] for row in rows]).reshape(l1.shape[:2]) for name in names}
+    counts = np.array([(found["shape"] == word).sum(1) for word in VOCABULARY]).T
+    means = [_row(_mean_curve(layers)) for layers in l1.values]
+    mean = {f"mean_{name}": ("kind", np.array([row[name] for row in means])) for name in names}
+    coordinates = {name: values for name, values in l1.coords.items() if set(values.dims) <= {"kind", "layer"}}
+    return xr.Dataset(
+        {name: (("kind", "layer"), values) for name, values in found.items()}
+        | {"layers": (("kind", "word"), counts)}
+        | mean,
+        coordinates | {"word": list(VOCABULARY)},
+        view.attrs | {"prompts": view.sizes["prompt"]},
+    )
 
 
-def _word(curve: xr.DataArray) -> _Word:
-    """Of (prompt, transition)."""
+def _row(l1: NDArray[np.float64]) -> dict[str, Any]:
+    """Of the curves of one kind and layer, (prompt, transition)."""
     try:
-        found = shape_of(curve)
-    except ValueError:
-        return _Word(NONE, NONE, float("nan"))
-    return _Word(found.word, found.phrase, found.agreement)
+        found = shape_of(l1)
+    except ValueError as error:
+        return {"shape": "", "phrase": "", "agreement": np.nan, "noise": np.nan, "note": str(error)}
+    told = {"shape": found.word, "phrase": found.phrase, "agreement": found.agreement, "noise": found.noise}
+    return told | {"note": ""}
 
 
-def _mean_curve(l1: xr.DataArray) -> xr.DataArray:
-    """Geometric mean over the layers whose every cell is positive and finite; NaN without one."""
-    usable = (np.isfinite(l1) & (l1 > 0)).all(("prompt", "transition"))
-    return np.exp(np.log(l1.where(usable)).mean("layer"))
+def _mean_curve(l1: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Geometric mean over layers of (layer, prompt, transition), as far as they have a logarithm throughout."""
+    usable = (np.isfinite(l1) & (l1 > 0)).all((1, 2))
+    return np.exp(np.log(l1[usable]).mean(0)) if usable.any() else np.full(l1.shape[1:], np.nan)

@@ -243,13 +243,13 @@ def _step_ticks(panel: Axes, view: xr.Dataset) -> None:
     panel.set(xticks=np.unique([first, first // 2, 0]), xlim=(first + 0.5, -0.5))
 
 
-def _part_types(panels: list[Axes], means: xr.DataArray) -> None:
+def _part_types(panels: list[Axes], means: xr.DataArray | xr.Dataset, colour: str = "white") -> None:
     """Where types differ, part the layers by a line, and name the type on the right of the last panel."""
     runs = [(name, len(list(run))) for name, run in groupby(means.layer_type.values)]
     row = -0.5
     for name, length in runs if len(runs) > 1 else []:
         for panel in panels:
-            panel.axhline(row, color="white", linewidth=1)
+            panel.axhline(row, color=colour, linewidth=1)
         panels[-1].text(1.02, row + length / 2, name, transform=panels[-1].get_yaxis_transform(), va="center")
         row += length
 

@@ -81,7 +81,7 @@ def table_1(members: Sequence[Member], views: Sequence[xr.Dataset]) -> Table:
 
 def table_2(members: Sequence[Member], views: Sequence[xr.Dataset], source: str = "exact") -> Table:
     """CV over prompts of K, V and A for each trace: as the paper defines it, beside what it prints, and corrected for
-    the number of prompts."""
+    the number of prompts, with its 95 % interval."""
     columns = [_variations(one, view) for one, view in zip(members, views)]
     kinds = "kva"
     rows = [[Cell(kind.upper()), *(column[kind]["cv_published"] for column in columns)] for kind in kinds]
@@ -99,8 +99,8 @@ def table_2(members: Sequence[Member], views: Sequence[xr.Dataset], source: str 
     ]
     notes = [
         "CV: standard deviation over prompts by mean, of each layer and transition; then the mean of these. K, V, A as "
-        "in the paper: with N degrees of freedom. Corrected: with N - 1, times 1 + 1/(4N); in brackets, its 95 % interval "
-        "over prompts.",
+        "in the paper: with N degrees of freedom. Corrected: with N - 1, times 1 + 1/(4N), and its 95 % interval over "
+        "prompts (leave-one-prompt-out jackknife of log CV, Student's t).",
         *(_left_out(one, column) for one, column in zip(members, columns)),
         *(_over(one) for one in members if source == "exact"),
         *(f"{one.name}: prompts and seeds vary together." for one in members if one.seeds > 1),
@@ -144,7 +144,7 @@ def _headings(members: Sequence[Member]) -> list[str]:
 
 
 def _variations(one: Member, view: xr.Dataset) -> dict[str, dict[str, Cell]]:
-    """By kind: CV as published and corrected, cells that they are means of, and cells left out."""
+    """By kind: CV as published, corrected and with its interval, cells that they are means of, and cells left out."""
     if view.sizes["prompt"] < 2:
         why = f"{one.name}: one prompt has no variation"
         return {kind: _nothing(why) for kind in "kva"}
@@ -161,12 +161,17 @@ def _variation(one: Member, view: xr.Dataset, found: xr.Dataset, kind: str) -> d
     if not cells:
         why = "never changes, or not in every prompt" if left_out else "has no value"
         return _nothing(f"{one.name}: {kind.upper()} {why}") | counts
-    values = {name: float(of_kind[name]) for name in CVS}
-    texts = {name: f"{value:.1%}" for name, value in values.items()}
-    if np.isfinite(values["cv_low"]):
-        texts["cv"] += f" ({100 * values['cv_low']:.1f} to {100 * values['cv_high']:.1f})"
-    known = {name: value if np.isfinite(value) else None for name, value in values.items()}
-    return {name: Cell(texts[name], known[name]) for name in CVS} | counts
+    published, cv, low, high, *others = (float(of_kind[name]) for name in CVS)
+    known = np.isfinite([low, high]).all()
+    why = "" if known else f"{one.name}: no interval, {_no_interval(found.attrs['prompts'])}"
+    ends = (Cell(f"{end:.1%}", end) if known else Cell(DASH, None, why) for end in (low, high))
+    whole = Cell(f"{cv:.1%}" + (f" ({100 * low:.1f} to {100 * high:.1f})" if known else ""), cv, why)
+    robust = (Cell(f"{value:.1%}", value) for value in others)
+    return dict(zip(CVS, (Cell(f"{published:.1%}", published), whole, *ends, *robust))) | counts
+
+
+def _no_interval(prompts: int) -> str:
+    return f"it takes 3 prompts and here are {prompts}" if prompts < 3 else "without some prompt nothing varies"
 
 
 def _nothing(why: str) -> dict[str, Cell]:
