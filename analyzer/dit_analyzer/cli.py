@@ -119,9 +119,10 @@ def tables(traces: tuple[Path, ...], output: Path, source: str, dask: str | None
 @DASK
 @click.option("--force", is_flag=True, help="Replace files that are there already.")
 def study(folder: Path, output: Path, source: str, dask: str | None, force: bool) -> None:
-    """Write the paper's tables and figures from all traces in FOLDER, and what can be settled without weights.
+    """Write the paper's tables and figures from all traces in FOLDER, and a verdict on each of its claims.
 
-    Figures that the paper has keep its numbers; others are S1, S2 and so on. index.md says which trace gave which.
+    Figures that the paper has keep its numbers; others are S1, S2 and so on. index.md says which trace gave which, and
+    what the pages hold: claims, variation over prompts, change points, stability, depth, and what needs no weights.
 
     Example: dit-analyze study digits -o digits-study
     """

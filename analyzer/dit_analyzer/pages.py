@@ -137,6 +137,17 @@ def index_pages(study: Study) -> Iterator[Output]:
     yield Output(("index.md",), lambda: [index(study).encode()])
 
 
+CONTENTS = (
+    "`claims.md`: what the paper claims, each with effect, interval and verdict",
+    "`table-1`, `table-2`: the paper's tables, as .md, .tex and .csv",
+    "`variation.md`: how far prompts differ, in level and in shape",
+    "`changes.md`: where curves break, dips, and their shapes in words; `changes-NAME` draws each trace",
+    "`stability.md`: between models, step counts and schedulers; `stability-models` and `stability-NAME` draw it",
+    "`depth.md`: change over depth, between kinds, and roughness; `depth` draws it",
+    "`facts.md`: what can be settled without weights",
+)
+
+
 def index(study: Study) -> str:
     rows = [["figure", "trace", "model", "run for", "steps", "scheduler", "prompts", "file"]]
     for one in study.members:
@@ -149,6 +160,7 @@ def index(study: Study) -> str:
         "# The traces of this study",
         f"Figures 2 to 11 are numbered as in arXiv 2411.13588, others S1, S2, ... Everything is from {source}.",
         facts.table(rows),
+        "\n".join(f"- {line}" for line in CONTENTS),
     ]
     if study.planned:
         parts += ["Planned, and not traced yet:", "\n".join(f"- {harmless(name)}" for name in study.planned)]

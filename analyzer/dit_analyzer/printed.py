@@ -1,4 +1,5 @@
-"""What the paper prints (arXiv 2411.13588): its models in Tables 1 and 2, and the numbers of its figures."""
+"""What the paper prints (arXiv 2411.13588): its models in Tables 1 and 2, and the numbers of its figures; and what its
+models are by their configurations."""
 
 from __future__ import annotations
 
@@ -36,6 +37,18 @@ PAPER = {
     "mochi-1-preview": Published(8, 10, 48, 64, (), 16),
 }
 """In the order of the paper's tables."""
+
+CONFIGURED = {
+    "flux.1-dev": (57, 11_901_408_320),
+    "pixart-alpha": (28, 611_349_152),
+    "sd3": (24, 2_028_328_000),
+    "cogvideox-5b": (42, 5_570_283_072),
+    "open-sora": (56, 1_207_643_936),
+    "latte-1": (56, 1_057_246_880),
+    "mochi-1-preview": (48, 10_027_677_744),
+}
+"""Attention layers without cross-attention, and parameters of the transformer, by the configuration that was published
+with each; as `dit-trace models` counts them in the network without weights."""
 
 FURTHER = {
     9: "flux.1-dev at 56 steps",

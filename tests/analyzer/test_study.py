@@ -126,9 +126,9 @@ def test_a_plan_that_is_not_understood_is_told_and_passed_over(folder: Path) -> 
 
 def test_facts_are_counted_in_the_traces_and_computed(folder: Path) -> None:
     text = page(open_study(folder), facts_pages)
-    assert "| flux.1-dev | 1 (1 self, 1 cross) | 57 | 11.9 B | 12 B |" in text
-    assert "flux.1-dev has 1 layer without cross-attention, not 57." in text
-    assert "exp(1.15) = 3.158" in text
+    assert "| flux.1-dev | 57 | 57 | 1 (1 self, 1 cross) | 12 B | 11.9 B | 11.9 B |" in text
+    assert "flux.1-dev: the trace here has 1 layer, not 57." in text
+    assert "cogvideox-5b has 42 attention layers, not 30." in text and "exp(1.15) = 3.158" in text
     assert "max abs. d sigma = 0.0128, at step 21" in text
     assert "| 28 | 16 | 10 | 0.8504 |" in text and "| 56 | 34 | 20 | 0.8504 |" in text
     assert "26 then join two equal levels; 34 levels become 8" in text

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from dit_formats.console import harmless, plural
+from dit_formats.console import harmless
 
 from dit_analyzer.measures import defects, schedules
 from dit_analyzer.measures.axes import noise_levels
 from dit_analyzer.members import Member
-from dit_analyzer.printed import FLUX, PAPER
+from dit_analyzer.printed import CONFIGURED, FLUX, PAPER
 from dit_analyzer.show.papertables import DASH, billions
 
 SCRIPTS = "xdit-project/DiTCacheAnalysis at 457c316"
@@ -22,6 +22,9 @@ MOCHI = "mochi-1-preview"
 STEPS = PAPER[FLUX].steps
 JUMPS = {28: 16, 56: 34}
 """Steps of FLUX's jump in the paper, by the number of steps (Figures 2 and 9)."""
+
+FAR_OFF = 0.15
+"""Share by which a number of parameters is another than printed, beyond rounding."""
 
 
 def page(members: Sequence[Member]) -> str:
@@ -43,17 +46,26 @@ def page(members: Sequence[Member]) -> str:
 def _models(members: Sequence[Member]) -> Iterator[str]:
     yield "## Layers and parameters"
     first = {one.model: one for one in reversed(members)}
-    rows = [["model", "attention layers, counted", "the paper", "parameters, counted", "the paper"]]
+    rows = [["model", *(f"{what}, {of}" for what in ("layers", "parameters") for of in ("paper", "counted", "here"))]]
     for name in [*PAPER, *sorted(first.keys() - PAPER.keys())]:
-        counted = (_layers(first[name]), _parameters(first[name])) if name in first else (DASH, DASH)
+        here = (_layers(first[name]), _parameters(first[name])) if name in first else (DASH, DASH)
         said = (str(PAPER[name].layers), f"{PAPER[name].parameters:g} B") if name in PAPER else (DASH, DASH)
-        rows.append([harmless(name), counted[0], said[0], counted[1], said[1]])
+        layers, parameters = CONFIGURED.get(name, (0, 0))
+        counted = (str(layers), billions(parameters)) if layers else (DASH, DASH)
+        rows.append([harmless(name), *(of[place] for place in (0, 1) for of in (said, counted, here))])
     yield table(rows)
-    yield f"{DASH}: no trace of this model in the study, not said by its trace, or not in the paper."
-    for name in PAPER:
-        if name in first and first[name].attention_layers != PAPER[name].layers:
-            counted = plural(first[name].attention_layers, "layer")
-            yield f"{name} has {counted} without cross-attention, not {PAPER[name].layers}."
+    yield (
+        "Layers: attention without cross-attention. Paper: its Table 1. Counted: in the network that the published "
+        f"configuration builds, without weights. Here: in a trace of this study. {DASH}: not said, or no such trace."
+    )
+    for name, one in PAPER.items():
+        layers, parameters = CONFIGURED[name]
+        if layers != one.layers:
+            yield f"{name} has {layers} attention layers, not {one.layers}."
+        if abs(parameters / 1e9 / one.parameters - 1) > FAR_OFF:
+            yield f"{name} has {billions(parameters)} parameters in its transformer, not {one.parameters:g} B."
+        if name in first and first[name].attention_layers != layers:
+            yield f"{name}: the trace here has {plural(first[name].attention_layers, 'layer')}, not {layers}."
 
 
 def _layers(one: Member) -> str:
