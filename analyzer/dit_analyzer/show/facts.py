@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from dit_formats.console import harmless
+from dit_formats.console import harmless, plural
 
 from dit_analyzer.measures import defects, schedules
 from dit_analyzer.measures.axes import noise_levels
