@@ -79,7 +79,7 @@ def figures(
     Example: dit-analyze figures out.trace --view teacache -o figures
     """
     from dit_analyzer.members import members_of, name_of
-    from dit_analyzer.pages import drawing_pages, sampling_pages, view_pages
+    from dit_analyzer.pages.paper import drawing_pages, sampling_pages, view_pages
     from dit_analyzer.study import Study
 
     if views and dask:
@@ -104,7 +104,7 @@ def tables(traces: tuple[Path, ...], output: Path, source: str, dask: str | None
     Example: dit-analyze tables flux.trace sd3.trace -o tables
     """
     from dit_analyzer.members import members_of
-    from dit_analyzer.pages import sampling_pages, whole_table_pages
+    from dit_analyzer.pages.paper import sampling_pages, whole_table_pages
     from dit_analyzer.study import Study
 
     study = Study(members_of(traces), source, dask)
@@ -309,7 +309,7 @@ def _progress(length: int) -> Iterator[Callable[[], object]]:
 
 def _write(study: Any, output: Path, pages: Any, force: bool, *, compared: bool = True) -> None:
     """Write these pages of a study, and say what was written, and how good samples are where they are the source."""
-    from dit_analyzer.pages import deviations
+    from dit_analyzer.pages.paper import deviations
     from dit_analyzer.study import write_study
 
     for path in write_study(study, output, pages, force=force):

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import xarray as xr
 from dit_analyzer import changes, points, words
-from dit_analyzer.changepages import changes_pages, title
 from dit_analyzer.members import Member
 from dit_analyzer.pages import PAGES
+from dit_analyzer.pages.changes import changes_pages, title
 from dit_analyzer.show import breaks, figures
 from dit_analyzer.show.changes import changes as draw
 from dit_analyzer.study import open_study, write_study

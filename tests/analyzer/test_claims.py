@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray as xr
-from dit_analyzer.claims import CLAIMS, Claim, Judged, Row, judged
-from dit_analyzer.measures.verdicts import NOT_TESTED, REFUTED, SUPPORTED, UNDERPOWERED
+from dit_analyzer.claims import CLAIMS, Claim, Judged, judged
+from dit_analyzer.measures.verdicts import NOT_TESTED, REFUTED, SUPPORTED, UNDERPOWERED, Row
 from dit_analyzer.members import Member
 from dit_analyzer.pages import claim_pages
 from dit_analyzer.printed import PAPER, WORDS

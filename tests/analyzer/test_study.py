@@ -13,7 +13,8 @@ from click.testing import CliRunner, Result
 from dit_analyzer.cli import main
 from dit_analyzer.measures.distance import distances
 from dit_analyzer.measures.paper import paper_view
-from dit_analyzer.pages import PAGES, facts_pages, figure_name, index_pages
+from dit_analyzer.pages import PAGES, facts_pages, index_pages
+from dit_analyzer.pages.paper import figure_name
 from dit_analyzer.study import Output, Study, open_study, write_study
 from dit_formats.errors import IncompleteError
 from dit_formats.reader import open_trace

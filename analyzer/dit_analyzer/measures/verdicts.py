@@ -4,8 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import NamedTuple
 
 SUPPORTED, REFUTED, UNDERPOWERED, NOT_TESTED = "supported", "refuted", "underpowered", "not tested"
+
+
+class Row(NamedTuple):
+    """One test of a claim: of which trace or traces and kind, the effect with its interval, and the verdict."""
+
+    of: str
+    kind: str
+    effect: float
+    low: float
+    high: float
+    verdict: str
+    note: str = ""
+    prompts: int = 0
 
 
 def above(low: float, high: float, margin: float) -> str:

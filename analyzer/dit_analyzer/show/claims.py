@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from dit_formats.console import harmless, plural
 
-from dit_analyzer.claims import Judged, Row
-from dit_analyzer.measures.verdicts import NOT_TESTED, REFUTED, SUPPORTED, UNDERPOWERED
+from dit_analyzer.measures.verdicts import NOT_TESTED, REFUTED, SUPPORTED, UNDERPOWERED, Row
 from dit_analyzer.members import Member
 from dit_analyzer.printed import PAPER
 from dit_analyzer.show.facts import table
+
+if TYPE_CHECKING:
+    from dit_analyzer.claims import Judged
 
 HEAD = (
     "# The paper's claims, tested",

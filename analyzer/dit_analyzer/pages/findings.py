@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import xarray as xr
-
 from dit_analyzer.measures.axes import AXES
 from dit_analyzer.measures.components import components
 from dit_analyzer.measures.concordance import concordance, mean_curves
-from dit_analyzer.measures.depth import depth_profile, depth_trend, kind_contrast, roughness
-from dit_analyzer.measures.pairing import ComparisonError, share_prompts
-from dit_analyzer.measures.stability import stability
-from dit_analyzer.measures.unpaired import unpaired
+from dit_analyzer.measures.depth import depth_profile, depth_trend, kind_contrast
+from dit_analyzer.measures.pairing import ComparisonError
 from dit_analyzer.measures.variation import variation
 from dit_analyzer.members import Member
-from dit_analyzer.pairs import Pairs, between, within
+from dit_analyzer.pairs import Pairs, between, roughness_of, stability_of, within
 from dit_analyzer.show import beside, figures, papertables
 from dit_analyzer.show import depth as show_depth
 from dit_analyzer.show import stability as show_stability
@@ -65,7 +61,10 @@ def depth_pages(study: Study) -> Iterator[Output]:
         trends = [study.measured(depth_trend, one) for one in study.members]
         contrasts = [study.measured(kind_contrast, one) for one in study.members]
         names = [one.name for one in study.members]
-        rough = [rough_pair(study, *pair) for pair in within(study.members, "steps")]
+        rough = [
+            show_depth.Rough(one.name, other.name, roughness_of(study, one, other))
+            for one, other in within(study.members, "steps")
+        ]
         rows = [row for each in zip(names, trends, contrasts) for row in show_depth.records(*each)]
         return [
             show_depth.page(names, trends, contrasts, rough).encode(),
@@ -84,23 +83,6 @@ def compared(study: Study) -> Iterator[show_stability.Compared]:
         for one, other in each:
             found = {axis: stability_of(study, one, other, axis) for axis in AXES}
             yield show_stability.Compared(set_apart, one.name, other.name, found)
-
-
-def rough_pair(study: Study, one: Member, other: Member) -> show_depth.Rough:
-    try:
-        found: xr.Dataset | str = study.measured(roughness, one, other)
-    except ComparisonError as error:
-        found = str(error)
-    return show_depth.Rough(one.name, other.name, found)
-
-
-def stability_of(study: Study, one: Member, other: Member, axis: str) -> xr.Dataset | str:
-    """How alike the curves of two traces are, with their prompts paired where they have some in common; or why not."""
-    measure = stability if share_prompts(*study.views((one, other))) else unpaired
-    try:
-        return study.measured(measure, one, other, axis=axis)
-    except ComparisonError as error:
-        return str(error)
 
 
 def _matrix(study: Study) -> figures.Figure:
