@@ -24,6 +24,9 @@ DASK = click.option("--dask", metavar="ADDRESS",
                     help="Read on a Dask cluster: tcp://host:8786, or the scheduler's file. Its workers must see the "
                          "traces at the same paths. Default: processes of this machine.")  # fmt: skip
 
+QUANTITIES = {"l1": "L1", "cv": "CV", "change": "probability of a change"}
+"""What is compared between samples and exact statistics."""
+
 
 @click.group(cls=Program, name="dit-analyze", context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="ditscope")
@@ -315,7 +318,7 @@ def _write(study: Any, output: Path, pages: Any, force: bool, *, compared: bool 
     for path in write_study(study, output, pages, force=force):
         click.echo(path)
     for row in deviations(study) if compared and study.source == "sample" else ():
-        of = f"{row['kind'].upper()} {'L1' if row['quantity'] == 'l1' else 'CV'}"
+        of = f"{row['kind'].upper()} {QUANTITIES[row['quantity']]}"
         apart = f"median {row['median']:.2%}, largest {row['largest']:.2%}" if row["cells"] else "nothing to compare"
         click.echo(f"{harmless(row['trace'])}: {of} from samples deviates by {apart}")
 

@@ -97,6 +97,19 @@ class Output:
     make: Callable[[], Sequence[bytes]]
 
 
+SAMPLED = (
+    "From the sampled values alone. Intervals are over prompts; what the choice of positions adds, the same for all "
+    "prompts, is not in them: `sampling.csv` says how far L1 and CV are from the exact ones."
+)
+
+
+def text_of(study: Study, page: str) -> bytes:
+    """A page of Markdown as it is written: below its title, that it is from samples, if it is."""
+    if study.source == "sample":
+        page = page.replace("\n\n", f"\n\n{SAMPLED}\n\n", 1)
+    return page.encode()
+
+
 Page = Callable[[Study], Iterator[Output]]
 
 

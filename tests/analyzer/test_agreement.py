@@ -2,13 +2,15 @@ import numpy as np
 import pytest
 import xarray as xr
 from dit_analyzer.measures.agreement import agreement
+from dit_analyzer.measures.changes import changes
 
 AXES = ("prompt", "kind", "layer", "transition")
 
 
 def view(prompts: int = 3) -> xr.Dataset:
     l1 = np.random.default_rng(5).lognormal(size=(prompts, 2, 4, 6))
-    return xr.Dataset({"l1": (AXES, l1)}, {"kind": ["k", "a"]})
+    coordinates = {"kind": ["k", "a"], "layer": range(4), "transition": range(6)}
+    return xr.Dataset({"l1": (AXES, l1)}, coordinates, {"num_steps": 7})
 
 
 def by(records: list[dict], kind: str, quantity: str) -> dict:
@@ -18,7 +20,7 @@ def by(records: list[dict], kind: str, quantity: str) -> dict:
 
 def test_equal_values_do_not_deviate():
     records = agreement(view(), view())
-    assert len(records) == 4
+    assert len(records) == 6
     assert all(row["median"] == row["largest"] == 0 for row in records)
 
 
@@ -52,8 +54,17 @@ def test_where_nothing_can_be_compared_there_is_no_number(value):
     assert all(row["cells"] == 0 and np.isnan(row["median"]) for row in agreement(view(), exact))
 
 
+def test_probabilities_of_a_change_are_compared_as_they_are():
+    exact, sampled = view(), view()
+    sampled["l1"][:, 0, :, 3:] *= 9
+    apart = np.abs(changes(sampled)["probability"] - changes(exact)["probability"]).sel(kind="k")
+    found = by(agreement(sampled, exact), "k", "change")
+    assert found["largest"] == pytest.approx(float(apart.max())) and found["largest"] > 0.1
+    assert found["cells"] == int(apart.notnull().sum())
+
+
 def test_one_prompt_has_no_cv():
-    assert {row["quantity"] for row in agreement(view(1), view(1))} == {"l1"}
+    assert {row["quantity"] for row in agreement(view(1), view(1))} == {"l1", "change"}
 
 
 def test_different_cells_are_refused():

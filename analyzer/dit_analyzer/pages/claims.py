@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from dit_analyzer.claims import judged
 from dit_analyzer.show import claims, papertables
-from dit_analyzer.study import Output, Study
+from dit_analyzer.study import Output, Study, text_of
 
 
 def claim_pages(study: Study) -> Iterator[Output]:
@@ -15,6 +15,6 @@ def claim_pages(study: Study) -> Iterator[Output]:
     def page() -> list[bytes]:
         found = judged(study)
         rows = list(claims.records(found))
-        return [claims.page(found, study.members).encode(), papertables.records_to_csv(rows).encode()]
+        return [text_of(study, claims.page(found, study.members)), papertables.records_to_csv(rows).encode()]
 
     yield Output(("claims.md", "claims.csv"), page)

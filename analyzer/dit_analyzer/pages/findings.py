@@ -16,7 +16,7 @@ from dit_analyzer.show import beside, figures, papertables
 from dit_analyzer.show import depth as show_depth
 from dit_analyzer.show import stability as show_stability
 from dit_analyzer.show import variation as show_variation
-from dit_analyzer.study import Output, Study
+from dit_analyzer.study import Output, Study, text_of
 
 
 def variation_pages(study: Study) -> Iterator[Output]:
@@ -25,7 +25,7 @@ def variation_pages(study: Study) -> Iterator[Output]:
     def page() -> list[bytes]:
         found = [_varied(study, one) for one in study.members]
         rows = [row for one in found for row in show_variation.records(one)]
-        return [show_variation.page(found).encode(), papertables.records_to_csv(rows).encode()]
+        return [text_of(study, show_variation.page(found)), papertables.records_to_csv(rows).encode()]
 
     yield Output(("variation.md", "variation.csv"), page)
 
@@ -43,7 +43,7 @@ def stability_pages(study: Study) -> Iterator[Output]:
     def page() -> list[bytes]:
         found = list(compared(study))
         rows = list(show_stability.records(found))
-        return [show_stability.page(found).encode(), papertables.records_to_csv(rows).encode()]
+        return [text_of(study, show_stability.page(found)), papertables.records_to_csv(rows).encode()]
 
     yield Output(("stability.md", "stability.csv"), page)
     if between(study.members):
@@ -67,7 +67,7 @@ def depth_pages(study: Study) -> Iterator[Output]:
         ]
         rows = [row for each in zip(names, trends, contrasts) for row in show_depth.records(*each)]
         return [
-            show_depth.page(names, trends, contrasts, rough).encode(),
+            text_of(study, show_depth.page(names, trends, contrasts, rough)),
             papertables.records_to_csv(rows).encode(),
         ]
 

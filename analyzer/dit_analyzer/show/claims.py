@@ -65,7 +65,7 @@ def _traces(members: Sequence[Member]) -> str:
     left = [one.name for one in members if one.has_random_weights]
     own = sorted({one.model for one in used} & PAPER.keys())
     models = ", ".join(f"`{harmless(name)}`" for name in dict.fromkeys(one.model or one.name for one in used))
-    lines = [f"Judged on {plural(len(used), 'trace')} of trained models: {models or 'none'}."]
+    lines = [f"Tested on {plural(len(used), 'trace')} of trained models: {models or 'none'}."]
     if left:
         lines.append(f"Left out for their random weights: {', '.join(f'`{harmless(name)}`' for name in left)}.")
     if own:
