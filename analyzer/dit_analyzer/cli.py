@@ -28,6 +28,10 @@ QUANTITIES = {"l1": "L1", "cv": "CV", "change": "probability of a change"}
 """What is compared between samples and exact statistics."""
 
 
+AS_PUBLISHED = click.option("--as-published", is_flag=True,
+                            help="Write also what the paper's scripts compute, beside the correct values.")  # fmt: skip
+
+
 @click.group(cls=Program, name="dit-analyze", context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="ditscope")
 def main() -> None:
@@ -100,18 +104,23 @@ def figures(
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder for the tables.")
 @SOURCE
 @DASK
+@AS_PUBLISHED
 @click.option("--force", is_flag=True, help="Replace tables that are there already.")
-def tables(traces: tuple[Path, ...], output: Path, source: str, dask: str | None, force: bool) -> None:
+def tables(
+    traces: tuple[Path, ...], output: Path, source: str, dask: str | None, as_published: bool, force: bool
+) -> None:
     """Write the paper's Tables 1 and 2 for TRACES: their settings, and how much prompts differ; .md, .tex and .csv.
 
     Example: dit-analyze tables flux.trace sd3.trace -o tables
     """
     from dit_analyzer.members import members_of
     from dit_analyzer.pages.paper import sampling_pages, whole_table_pages
+    from dit_analyzer.pages.published import published_pages
     from dit_analyzer.study import Study
 
     study = Study(members_of(traces), source, dask)
-    _write(study, output, (whole_table_pages, partial(sampling_pages, name="tables-sampling.csv")), force)
+    pages = whole_table_pages, partial(sampling_pages, name="tables-sampling.csv")
+    _write(study, output, (*pages, *([published_pages] if as_published else [])), force)
     click.echo(f"next: look at {output}, or dit-analyze figures {shlex.join(map(str, traces))} -o {output}", err=True)
 
 
@@ -120,8 +129,9 @@ def tables(traces: tuple[Path, ...], output: Path, source: str, dask: str | None
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder for all that is written.")
 @SOURCE
 @DASK
+@AS_PUBLISHED
 @click.option("--force", is_flag=True, help="Replace files that are there already.")
-def study(folder: Path, output: Path, source: str, dask: str | None, force: bool) -> None:
+def study(folder: Path, output: Path, source: str, dask: str | None, as_published: bool, force: bool) -> None:
     """Write the paper's tables and figures from all traces in FOLDER, and a verdict on each of its claims.
 
     Figures that the paper has keep its numbers; others are S1, S2 and so on. index.md says which trace gave which, and
@@ -130,6 +140,7 @@ def study(folder: Path, output: Path, source: str, dask: str | None, force: bool
     Example: dit-analyze study digits -o digits-study
     """
     from dit_analyzer.pages import PAGES
+    from dit_analyzer.pages.published import published_pages
     from dit_analyzer.study import open_study
 
     found = open_study(folder, source=source, dask=dask)
@@ -140,7 +151,7 @@ def study(folder: Path, output: Path, source: str, dask: str | None, force: bool
     for one in found.members:
         if one.incomplete:
             click.echo(f"{harmless(one.name)}: {one.incomplete}; run its dit-trace command for the rest", err=True)
-    _write(found, output, PAGES, force)
+    _write(found, output, (*PAGES, published_pages) if as_published else PAGES, force)
     click.echo(f"next: read {output / 'index.md'}", err=True)
 
 

@@ -24,7 +24,7 @@ def test_summary_shows_what_the_trace_holds(trace_folder: Path) -> None:
     result = run("summary", trace_folder)
     assert result.exit_code == 0
     first, *rest = result.stdout.splitlines()
-    assert first == "hand-made · 2 layers · 5 steps · Euler · 3 prompts"
+    assert first == "hand-made · 1 layer, 1 cross · 5 steps · Euler · 3 prompts"
     assert any(line.split()[0] == "K" and "%" in line for line in rest)
     assert f"next: dit-analyze figures {trace_folder}" in result.stderr
 

@@ -17,7 +17,7 @@ from dit_analyzer.measures.audit import Audit, audit
 from dit_analyzer.measures.components import components
 from dit_analyzer.measures.design import CROSSED
 from dit_analyzer.measures.distance import distances
-from dit_analyzer.measures.paper import guidance_halves, paper_view
+from dit_analyzer.measures.paper import LEFT_OUT, guidance_halves, paper_view
 from dit_analyzer.measures.variation import LeftOut, left_out, variation
 
 GROUPS = {"cross": "cross-attention", "ff": "feed-forward"}
@@ -75,7 +75,7 @@ class Summary:
 
 
 def headline(trace: Trace) -> str:
-    """`digits-flux · 9 layers · 28 steps · FlowMatchEulerDiscrete · 16 prompts`."""
+    """`digits-flux · 9 layers, 6 ff · 28 steps · FlowMatchEulerDiscrete · 16 prompts`."""
     settings = trace.run.settings
     scheduler = settings.get("scheduler")
     scheduler = str(scheduler.get("class", "")).removesuffix("Scheduler") if isinstance(scheduler, dict) else ""
@@ -83,11 +83,18 @@ def headline(trace: Trace) -> str:
     parts = [
         settings.get("model"),
         random,
-        plural(len(trace.layers), "layer"),
+        _layers(trace),
         plural(trace.num_steps, "step"),
         scheduler,
     ]
     return harmless(" · ".join(str(part) for part in [*parts, plural(len(trace.prompts), "prompt")] if part))
+
+
+def _layers(trace: Trace) -> str:
+    """Those that the paper looks at, and how many there are of the others."""
+    counts = Counter(layer.type for layer in trace.layers)
+    own = sum(number for name, number in counts.items() if name not in LEFT_OUT)
+    return ", ".join([plural(own, "layer"), *(f"{counts[name]} {name}" for name in LEFT_OUT if counts[name])])
 
 
 def summarise(trace: Trace, source: str, dask: Any = None) -> Summary:
