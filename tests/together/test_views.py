@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from dit_analyzer.cli import main as analyze
 from dit_analyzer.views import VIEWS
 from dit_formats import open_trace
 from dit_formats.reader import Trace
@@ -187,3 +189,48 @@ def test_states_of_one_shape_are_sampled_at_the_same_places(tmp_path: Path) -> N
         x = trace.samples(STACK, 0)[0, 0]
         np.testing.assert_allclose(x[places[2]] - x[places[0]], x[places[3]], atol=1e-5)
         assert VIEWS["delta-dit"].measure(trace)["rel_l1"].notnull().all()
+
+
+def test_all_views_are_written_twice_as_the_same_bytes(traces: dict[str, Path], tmp_path: Path) -> None:
+    views = [word for view in VIEWS for word in ("--view", view)]
+    for folder in ("a", "b"):
+        result = CliRunner().invoke(analyze, ["figures", str(traces["pixart"]), *views, "-o", str(tmp_path / folder)])
+        assert result.exit_code == 0, result.output
+    made = [{path.name: path.read_bytes() for path in (tmp_path / folder).iterdir()} for folder in ("a", "b")]
+    assert len(made[0]) == 2 * len(VIEWS) and made[0] == made[1]
+
+
+@pytest.mark.parametrize("view", [view for view in VIEWS if view != "magcache"])
+def test_a_view_from_samples_says_how_far_it_is_from_the_exact_one(view: str, tmp_path: Path, small: Path) -> None:
+    words = ["figures", str(small), "--view", view, "--source", "sample", "-o", str(tmp_path)]
+    result = CliRunner().invoke(analyze, words)
+    assert result.exit_code == 0, result.output
+    (first, *_) = csv.DictReader((tmp_path / "views-sampling.csv").read_text().splitlines())
+    with open_trace(small) as trace:
+        sampled, exact = (VIEWS[view].measure(trace, source) for source in ("sample", "exact"))
+    one, other = (found[first["quantity"]].values for found in (sampled, exact))
+    usable = np.isfinite(one) & np.isfinite(other) & (other != 0)
+    apart = np.abs(one[usable] / other[usable] - 1)
+    assert float(first["median"]) == pytest.approx(np.median(apart), abs=1e-12)
+    assert float(first["largest"]) == pytest.approx(apart.max())
+    assert (apart.max() > 0) == (view not in OF_SAMPLES)
+
+
+OF_SAMPLES = ("ditfastattn",)
+"""Views whose exact source has no more than samples here: this trace holds no products of steps."""
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two prompts with samples of a part of each tensor."""
+    path = tmp_path_factory.mktemp("small") / "flux"
+    command = ["run", "digits-flux", "-n", "2", "--steps", str(STEPS), "--kinds", "a,f,o", "--sample", "256", "-o"]
+    result = CliRunner().invoke(main, [*command, str(path)])
+    assert result.exit_code == 0, result.output
+    return path
+
+
+def test_token_norms_are_not_in_samples(small: Path, tmp_path: Path) -> None:
+    words = ["figures", str(small), "--view", "magcache", "--source", "sample", "-o", str(tmp_path / "out")]
+    result = CliRunner().invoke(analyze, words)
+    assert result.exit_code == 4 and "leave out --source sample" in result.stderr and not (tmp_path / "out").exists()

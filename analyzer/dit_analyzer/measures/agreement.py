@@ -45,6 +45,11 @@ def agreement(sampled: xr.Dataset, exact: xr.Dataset) -> list[dict[str, Any]]:
     return records
 
 
+def view_agreement(sampled: xr.Dataset, exact: xr.Dataset) -> list[dict[str, Any]]:
+    """The same of a view of an earlier paper (`dit_analyzer.views`), from either source: a record for each quantity."""
+    return [{"quantity": str(name)} | _deviation(sampled[name], exact[name]) for name in exact if name in sampled]
+
+
 def _deviation(sampled: xr.DataArray, exact: xr.DataArray) -> dict[str, Any]:
     one, other = np.asarray(sampled), np.asarray(exact)
     usable = np.isfinite(one) & np.isfinite(other) & (other != 0)

@@ -10,7 +10,7 @@ import xarray as xr
 from dit_formats.console import harmless, plural
 from dit_formats.reader import open_trace
 
-from dit_analyzer.measures.agreement import agreement
+from dit_analyzer.measures.agreement import agreement, view_agreement
 from dit_analyzer.members import Member
 from dit_analyzer.printed import PAPER
 from dit_analyzer.show import facts, figures, papertables
@@ -62,12 +62,28 @@ def view_pages(study: Study, views: Sequence[str]) -> Iterator[Output]:
     Raises:
         IncompleteError: A trace does not hold what a view needs.
     """
+    records = []
     for one in study.members:
-        with open_trace(one.path) as trace:
-            measured = {name: VIEWS[name].measure(trace, study.source) for name in views}
-        for name, found in measured.items():
+        for name in views:
+            found, rows = _measured(study, one, VIEWS[name])
+            records += [{"trace": one.name, "view": name} | row for row in rows]
             names = tuple(f"{one.name}-{name}.{ending}" for ending in figures.UNDATED)
             yield Output(names, partial(_view, VIEWS[name], found, title_of(one)))
+    if study.source == "sample":
+        yield Output(("views-sampling.csv",), lambda: [papertables.records_to_csv(records).encode()])
+
+
+def _measured(study: Study, one: Member, view: View) -> tuple[xr.Dataset, list[dict[str, Any]]]:
+    """A view of a trace; from samples, with how far it is from the exact one."""
+    with open_trace(one.path) as trace:
+        found = view.measure(trace, study.source)
+        if study.source != "sample":
+            return found, []
+        rows = view_agreement(found, view.measure(trace, "exact"))
+    first = rows[0]  # what is drawn; others follow from it
+    if first["cells"]:
+        found.attrs["deviation"] = f"median {first['median']:.1%} off the exact, at most {first['largest']:.0%}"
+    return found, rows
 
 
 def _view(view: View, found: xr.Dataset, title: str) -> list[bytes]:

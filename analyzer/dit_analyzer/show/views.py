@@ -67,7 +67,7 @@ def pab(view: xr.Dataset, title: str) -> Figure:
     _lines(panel, view["mse"], "type", TYPES)
     panel.set(xlabel="transition t → t+1", ylabel="mean (a[t+1] − a[t])²")
     _log_if_positive(panel, view["mse"])
-    panel.legend(frameon=False)
+    _legend_above(panel)
     return _captioned(figure, view, _spread(view))
 
 
@@ -115,7 +115,7 @@ def teacache(view: xr.Dataset, title: str) -> Figure:
     _lines(panels[0], means, "site", SITES)
     panels[0].set(xlabel="transition t → t+1", ylabel="mean |x[t+1] − x[t]| / mean |x[t]|")
     _log_if_positive(panels[0], means)
-    panels[0].legend(frameon=False)
+    _legend_above(panels[0])
     x, y = (view["rel_l1"].sel(site=site).values.ravel() for site in ("modulated", "prediction"))
     panels[1].plot(x, y, "o", color=PALETTE[2], alpha=0.5, markeredgewidth=0)
     if view["coefficient"].notnull().all() and np.isfinite(x).any():
@@ -123,7 +123,7 @@ def teacache(view: xr.Dataset, title: str) -> Figure:
         curve = np.polynomial.polynomial.polyval(grid, view["coefficient"].values)
         panels[1].plot(grid, curve, color="black")
         panels[1].set_title(f"polynomial of degree {len(view.power) - 1}, R² = {view.r_squared.item():.2f}")
-    panels[1].set(xlabel="relative L1 change of the modulated input", ylabel="of the model output", ylim=_room(y))
+    panels[1].set(xlabel="change of the modulated input", ylabel="change of the model output", ylim=_room(y))
     return _captioned(figure, view, f"{_spread(view)}; right: a point for each prompt, branch and t")
 
 
@@ -138,7 +138,7 @@ def delta_dit(view: xr.Dataset, title: str) -> Figure:
     panels[0].set(xlabel="transition t → t+1", ylabel="mean |D[t+1] − D[t]| / mean |D[t]|")
     _log_if_positive(panels[0], relative)
     panels[1].set(xlabel="transition t → t+1", ylabel="cos(D[t], D[t+1])")
-    panels[0].legend(frameon=False)
+    _legend_above(panels[0])
     return _captioned(figure, view, _spread(view))
 
 
@@ -179,6 +179,7 @@ def _panels(count: int, title: str, paper: str, sharey: bool = False) -> tuple[F
 def _captioned(figure: Figure, view: xr.Dataset, averaged: str) -> Figure:
     """Say below what was averaged, what was computed, and where the paper differs."""
     source = "from the samples alone" if view.attrs["source"] == "sample" else ""
+    source += f", {view.attrs['deviation']}" if view.attrs.get("deviation") else ""
     told = "; ".join(part for part in (averaged, view.attrs["notes"], source) if part)
     figure.supxlabel(textwrap.fill(told, int(18 * figure.get_figwidth())), fontsize=7)
     return figure
@@ -192,6 +193,12 @@ def _lines(panel: Axes, values: xr.DataArray, axis: str, labels: dict[str, str] 
         at = {axis: name}
         label = (labels or {}).get(name, name)
         _line(panel, mean.transition, mean.sel(at), low.sel(at), high.sel(at), colour, label)
+
+
+def _legend_above(panel: Axes) -> None:
+    """Where lines and their bands leave no room inside."""
+    places = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "ncols": 2, "columnspacing": 1.0}
+    panel.legend(frameon=False, **places)
 
 
 def _line(

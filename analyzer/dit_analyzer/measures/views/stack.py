@@ -34,12 +34,11 @@ def magcache(trace: Trace, source: str = "exact") -> xr.Dataset:
         the first one's input, |.| the L2 norm over channels.
 
     Raises:
-        IncompleteError: No stack, or one step only.
-        ValueError: Source "sample": the norm of a token takes all of its channels.
+        IncompleteError: No stack, one step only, or source "sample": the norm of a token takes all of its channels.
     """
     _need_sites(trace, "residual")
     if source == "sample":
-        raise ValueError(f"{trace.path}: norms of whole tokens cannot be had from samples; leave out --source sample")
+        raise IncompleteError(f"{trace.path}: norms of whole tokens are not in samples; leave out --source sample")
     ds = signals(trace).sel(site="residual", drop=True).isel(branch=halves(trace, STACK))
     variables = {"ratio": ds["ratio_mean"], "ratio_std": ds["ratio_std"], "distance": 1 - ds["cosine"]}
     notes = ["r: output of the last block less input of the first, latent tokens", "cosine distance of whole tensors, "
