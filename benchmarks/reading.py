@@ -13,6 +13,8 @@ import json
 import os
 import resource
 import shutil
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -23,6 +25,7 @@ from typing import Any
 
 import h5py
 import numpy as np
+import plain
 from dit_analyzer.measures.distance import distances
 from dit_analyzer.workers import MOST, cores
 from dit_formats import open_trace
@@ -30,24 +33,16 @@ from dit_formats.writer import write_shard
 from writing import flux_shard, most_memory
 
 
-def by_h5py(paths: list[Path]) -> None:
-    """Read and inflate all samples of tokens, nothing more."""
-    for path in paths:
-        with h5py.File(path) as file:
-            for stream in ("latent", "text"):
-                if stream in file:
-                    file[stream]["samples"][:]
-
-
 def h5py_alone(folder: Path, count: int) -> dict[str, Any]:
-    """The same work in so many processes, each with its share of the files."""
+    """The same work in so many processes, each with its share of the files; they load h5py and nothing else."""
     paths = sorted(folder.glob("*.h5"))
     if count == 1:
-        return measured(lambda: by_h5py(paths)) | {"megabytes": megabytes(folder)}
+        return measured(lambda: plain.by_h5py(paths)) | {"megabytes": megabytes(folder)}
 
     def share() -> None:
-        with ProcessPoolExecutor(count, mp_context=get_context("spawn")) as pool:
-            list(pool.map(by_h5py, [paths[i::count] for i in range(count)]))
+        commands = [[sys.executable, plain.__file__, *map(str, paths[i::count])] for i in range(count)]
+        started = [subprocess.Popen(command) for command in commands]
+        assert not any([process.wait() for process in started])
 
     return measured(share) | {"megabytes": megabytes(folder)}
 

@@ -57,13 +57,34 @@ def test_hdf5_itself_reads_what_was_written(tmp_path: Path, shard: MakeShard) ->
                 assert np.array_equal(file[name][array][()], values, equal_nan=array in FLOATS), (name, array)
 
 
-def test_without_isal_the_numbers_are_the_same(
+def test_without_isal_and_libdeflate_the_numbers_are_the_same(
     tmp_path: Path, shard: MakeShard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(deflate, "isal_zlib", None)
+    monkeypatch.setattr(deflate, "libdeflate", None)
     write_shard(tmp_path, shard())
     with open_trace(tmp_path) as trace:
         assert np.array_equal(trace.samples("text", 0), shard().streams["text"].arrays["samples"][0], equal_nan=True)
+
+
+@pytest.mark.parametrize("missing", ["", "libdeflate"])
+def test_what_is_damaged_or_of_another_size_is_not_inflated(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if missing:
+        monkeypatch.setattr(deflate, missing, None)
+    content = np.random.default_rng(0).normal(size=5000).astype("f4").tobytes()
+    stored, size = deflate.deflated(content, 4), len(content)
+    assert deflate.unshuffled(deflate.inflated(stored, size), np.dtype("f4")).tobytes() == content
+    flipped = stored[:900] + bytes([stored[900] ^ 8]) + stored[901:]
+    for wrong, length in ((stored[:-1], size), (stored, size - 1), (stored, size + 1), (flipped, size), (b"", size)):
+        assert deflate.inflated(wrong, length) is None
+
+
+@pytest.mark.parametrize("bits", [0xFFFFFFFF, 0xFFFF0000, 0xFFFFE000], ids=["float32", "bfloat16", "float16"])
+def test_bytes_come_back_in_their_places(bits: int) -> None:
+    values = (np.random.default_rng(1).normal(size=4099).astype("f4").view("u4") & np.uint32(bits)).view("f4")
+    values[:3] = np.nan, np.inf, -0.0
+    planes = np.frombuffer(values.tobytes(), "u1").reshape(-1, 4).T.tobytes()
+    assert deflate.unshuffled(planes, np.dtype("f4")).tobytes() == values.tobytes()
 
 
 class Asked:

@@ -14,7 +14,7 @@ ROOMS = {"formats": "dit_formats", "tracer": "dit_tracer", "analyzer": "dit_anal
 HEAVY = ("torch", "diffusers", "transformers")
 
 MAY_IMPORT = {
-    "formats": {"numpy", "h5py", "isal", "dit_formats"},
+    "formats": {"numpy", "h5py", "isal", "deflate", "dit_formats"},
     "tracer": {
         "numpy", "click", "rich", "torch", "diffusers", "transformers", "tokenizers", "safetensors",
         "sklearn", "PIL", "huggingface_hub", "psutil", "triton", "dit_formats", "dit_tracer",
