@@ -62,7 +62,7 @@ def test_a_study_writes_tables_figures_and_facts_and_twice_the_same(folder: Path
     drawn = {f"figure-{name}.{ending}" for name in ("02-flux", "S1-mine") for ending in ("pdf", "png")}
     drawn |= {
         f"{name}.{ending}"
-        for name in ("changes-flux", "changes-mine", "depth", "stability-models")
+        for name in ("changes-flux", "changes-mine", "depth", "stability-models", "stability-models-noise")
         for ending in ("pdf", "png")
     }
     found = {

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from dit_analyzer.measures.axes import AXES
+from dit_analyzer.measures.axes import AXES, common_points, places
 from dit_analyzer.measures.components import components
 from dit_analyzer.measures.concordance import concordance, mean_curves
 from dit_analyzer.measures.depth import depth_profile, depth_trend, kind_contrast
@@ -46,12 +46,14 @@ def stability_pages(study: Study) -> Iterator[Output]:
         return [text_of(study, show_stability.page(found)), papertables.records_to_csv(rows).encode()]
 
     yield Output(("stability.md", "stability.csv"), page)
-    if between(study.members):
-        yield _figure("stability-models", lambda: _matrix(study))
+    for axis, name in (("step", "stability-models"), ("noise", "stability-models-noise")):
+        if between(study.members) and _drawable(study, study.defaults, axis):
+            yield _figure(name, lambda axis=axis: _matrix(study, axis))
     for first in study.defaults:
         runs = [one for one in study.members if one.model == first.model]
-        if len(runs) > 1:
-            yield _figure(f"stability-{first.name}", lambda runs=runs: _curves(study, runs))
+        axes = [axis for axis in AXES if _drawable(study, runs, axis)]
+        if len(runs) > 1 and axes:
+            yield _figure(f"stability-{first.name}", lambda runs=runs, axes=axes: _curves(study, runs, axes))
 
 
 def depth_pages(study: Study) -> Iterator[Output]:
@@ -66,6 +68,7 @@ def depth_pages(study: Study) -> Iterator[Output]:
             for one, other in within(study.members, "steps")
         ]
         rows = [row for each in zip(names, trends, contrasts) for row in show_depth.records(*each)]
+        rows += [row for pair in rough for row in show_depth.ratio_records(pair)]
         return [
             text_of(study, show_depth.page(names, trends, contrasts, rough)),
             papertables.records_to_csv(rows).encode(),
@@ -78,27 +81,29 @@ def depth_pages(study: Study) -> Iterator[Output]:
 def compared(study: Study) -> Iterator[show_stability.Compared]:
     """All that is set against each other in a study."""
     pairs: dict[str, Pairs] = {"between": between(study.members)}
-    pairs |= {role: within(study.members, role) for role in ("steps", "scheduler")}
+    pairs |= {role: within(study.members, role) for role in show_stability.WITHIN}
     for set_apart, each in pairs.items():
         for one, other in each:
             found = {axis: stability_of(study, one, other, axis) for axis in AXES}
             yield show_stability.Compared(set_apart, one.name, other.name, found)
 
 
-def _matrix(study: Study) -> figures.Figure:
-    views = study.views(study.defaults)
-    return beside.matrix(concordance(views, "step"), [one.name for one in study.defaults], "step")
+def _drawable(study: Study, runs: Sequence[Member], axis: str) -> bool:
+    """Whether these can be laid over each other; where not, the page says why."""
+    try:
+        common_points(*(places(view, axis) for view in study.views(runs)))
+    except ComparisonError:
+        return False
+    return True
 
 
-def _curves(study: Study, runs: list[Member]) -> figures.Figure:
-    views, names = study.views(runs), [one.name for one in runs]
-    curves = []
-    for axis in AXES:
-        try:
-            curves.append(mean_curves(views, axis))
-        except ComparisonError:
-            continue  # the page says why
-    return beside.overlaid(curves, names)
+def _matrix(study: Study, axis: str) -> figures.Figure:
+    return beside.matrix(concordance(study.views(study.defaults), axis), [one.name for one in study.defaults], axis)
+
+
+def _curves(study: Study, runs: Sequence[Member], axes: Sequence[str]) -> figures.Figure:
+    views = study.views(runs)
+    return beside.overlaid([mean_curves(views, axis) for axis in axes], [one.name for one in runs])
 
 
 def _profile(study: Study) -> figures.Figure:

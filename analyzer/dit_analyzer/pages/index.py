@@ -17,7 +17,7 @@ CONTENTS = (
     "`table-1`, `table-2`: the paper's tables, as .md, .tex and .csv",
     "`variation.md`: how far prompts differ, in level and in shape",
     "`changes.md`: where curves break, dips, and their shapes in words; `changes-NAME` draws each trace",
-    "`stability.md`: between models, step counts and schedulers; `stability-models` and `stability-NAME` draw it",
+    "`stability.md`: between models, step counts and schedulers; `stability-models...` and `stability-NAME` draw it",
     "`depth.md`: change over depth, between kinds, and roughness; `depth` draws it",
     "`facts.md`: what can be settled without weights",
 )

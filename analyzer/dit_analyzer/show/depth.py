@@ -129,6 +129,17 @@ def rough_records(found: xr.Dataset) -> Iterator[dict[str, Any]]:
         yield {"kind": kind} | pairs | ratio | {"points": of["points"].item()}
 
 
+def ratio_records(found: Rough) -> Iterator[dict[str, Any]]:
+    """The ratios of roughness of a pair as records like those of `records`; none where it could not be compared."""
+    for kind in found.found.kind.values.tolist() if isinstance(found.found, xr.Dataset) else ():
+        of = found.found.sel(kind=kind)
+        for name, what in (("own_ratio", "roughness"), ("ratio", "roughness at matched noise")):
+            ends = dict(zip(("log_factor", "low", "high"), (of[f"{name}{end}"] for end in ("", "_low", "_high"))))
+            with np.errstate(divide="ignore"):
+                logs = {key: np.log(value) for key, value in ends.items()}
+            yield _record(f"{found.other} over {found.one}", what, kind, "l1", logs)
+
+
 def profile(names: Sequence[str], profiles: Sequence[xr.DataArray], title: str = MEANS) -> Figure:
     """Mean change of each layer over relative depth: a row for each quantity, a panel for each kind, a line a trace.
 
@@ -192,4 +203,4 @@ def _record(name: str, what: str, of: str, quantity: str, numbers: dict[str, xr.
 
 
 def _known(value: float) -> float | None:
-    return None if np.isnan(value) else value
+    return value if np.isfinite(value) else None

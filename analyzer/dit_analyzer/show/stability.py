@@ -37,11 +37,13 @@ WITHIN = {
     "steps": "## Step counts\n\nEach model's first run against its runs with other step counts.",
     "scheduler": "## Schedulers\n\nEach model's first run against its runs with another scheduler. Where max |d sigma| "
     f"is below {LITTLE_CONTRAST}, the two hardly differ in what they ask of the model, and equal curves say little.",
+    "steps+scheduler": "## Step counts and schedulers\n\nEach model's first run against its runs that differ in both.",
 }
 NOTHING = {
     "between": "No two models to compare.",
     "steps": "No model here was traced with another step count.",
     "scheduler": "No model here was traced with another scheduler.",
+    "steps+scheduler": "No model here was traced with both changed.",
 }
 
 
@@ -58,6 +60,12 @@ class Compared:
     other: str
     found: dict[str, xr.Dataset | str]
 
+    @property
+    def headline(self) -> str:
+        """The axis to look at first: the noise level where schedulers differ, if it is known."""
+        noise = "scheduler" in self.set_apart and isinstance(self.found["noise"], xr.Dataset)
+        return "noise" if noise else "step"
+
 
 def page(compared: Sequence[Compared]) -> str:
     parts = [*HEAD, *BETWEEN, *_section(compared, "between")]
@@ -72,6 +80,7 @@ def records(compared: Sequence[Compared]) -> Iterator[dict[str, Any]]:
     for pair in compared:
         for axis, found in pair.found.items():
             head = {"set_apart": pair.set_apart, "one": pair.one, "other": pair.other, "axis": axis}
+            head["headline"] = axis == pair.headline
             if isinstance(found, str):
                 of_pair = dict.fromkeys(("prompts", "max_dsigma", "kind", *names))
                 yield head | of_pair | {"note": found}
@@ -87,14 +96,15 @@ def _section(compared: Sequence[Compared], set_apart: str) -> Iterator[str]:
     if not pairs:
         yield NOTHING[set_apart]
         return
-    for axis in AXES:
+    first = pairs[0].headline
+    for axis in sorted(AXES, key=lambda name: name != first):
         rows = [["", "", "kind", "S", "shapes differ by", "level", "p", "verdict", "max abs. d sigma", "prompts"]]
         for pair in pairs:
             found = pair.found[axis]
             if isinstance(found, xr.Dataset):
                 rows += [_row(pair, found, kind) for kind in found.kind.values.tolist()]
         if len(rows) > 1:
-            yield f"At the same {NAMES[axis]}:"
+            yield f"At the same {NAMES[axis]}{', to look at first' if axis == first else ''}:"
             yield table(rows)
         told = [(pair, pair.found[axis]) for pair in pairs]
         reasons = [(f"{pair.one} and {pair.other}", why) for pair, why in told if isinstance(why, str)]

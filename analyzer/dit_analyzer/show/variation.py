@@ -87,7 +87,7 @@ def _left_out(name: str, found: xr.Dataset) -> Iterator[str]:
     lines = [str(cells) for cells in left_out(found)]
     if lines:
         more = f"; and {plural(len(lines) - MOST, 'further place')}" if len(lines) > MOST else ""
-        counted = f"{name}: {int(found['cells_left_out'].sum())} cells. {'; '.join(lines[:MOST])}{more}"
+        counted = f"{name}: {plural(int(found['cells_left_out'].sum()), 'cell')}. {'; '.join(lines[:MOST])}{more}"
         yield f"- {harmless(counted)}"
 
 
