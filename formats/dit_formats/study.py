@@ -7,11 +7,13 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from dit_formats.alone import alone
 from dit_formats.errors import ConflictError, TraceError
 from dit_formats.publish import published
 from dit_formats.schema import differences
 
 NAME = "study.json"
+LOCK = ".study.lock"
 FORMAT, VERSION = "dit-study", 1
 
 
@@ -77,18 +79,22 @@ def read_study(folder: Path) -> Study | None:
 def write_study(folder: Path, study: Study) -> None:
     """Plan a study in a folder. What was planned there before is kept: runs are added, and prompts grow in number.
 
+    Several processes may do so at once; each adds its own.
+
     Raises:
         ConflictError: Another study is planned there; the message names what differs.
     """
-    while (before := read_study(folder)) != (now := joined(folder, study)):
-        folder.mkdir(parents=True, exist_ok=True)
-        data = {"format": FORMAT, "version": VERSION, **asdict(now)}
-        try:
-            with published(folder / NAME, replace=before is not None) as file:
-                file.write(json.dumps(data, indent=1).encode() + b"\n")
-        except FileExistsError:
-            continue  # another process was faster: join what it wrote
+    if read_study(folder) == joined(folder, study):
         return
+    folder.mkdir(parents=True, exist_ok=True)
+    with alone(folder / LOCK):
+        while (before := read_study(folder)) != (now := joined(folder, study)):
+            data = {"format": FORMAT, "version": VERSION, **asdict(now)}
+            try:
+                with published(folder / NAME, replace=before is not None) as file:
+                    file.write(json.dumps(data, indent=1).encode() + b"\n")
+            except FileExistsError:
+                continue  # no locks here, and another process was faster: join what it wrote
 
 
 def joined(folder: Path, study: Study) -> Study:

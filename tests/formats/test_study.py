@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import sys
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from subprocess import PIPE, Popen
 from typing import Any
 
 import pytest
@@ -29,6 +33,43 @@ def test_runs_are_added_and_prompts_only_grow(tmp_path: Path) -> None:
     assert read_study(tmp_path).runs == (RUN, other)
     write_study(tmp_path, replace(STUDY, runs=(replace(RUN, prompts=30),)))
     assert [run.prompts for run in read_study(tmp_path).runs] == [30, 10]
+
+
+PLAN = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+from dit_formats.study import Study, StudyRun, write_study
+
+print(flush=True)
+sys.stdin.readline()
+for steps in range(20):
+    run = StudyRun(sys.argv[2], steps, None, (42,), 10, f"{sys.argv[2]}-{steps}.trace", "steps")
+    write_study(Path(sys.argv[1]), Study("mine", "A title", (run,), {}))
+"""
+
+
+def test_processes_that_plan_at_once_lose_no_run(tmp_path: Path) -> None:
+    folder = tmp_path / "study"
+    commands = [[sys.executable, "-c", PLAN, str(folder), model] for model in ("sd3", "flux", "latte", "mochi")]
+    with ExitStack() as running:
+        processes = [running.enter_context(Popen(one, stdin=PIPE, stdout=PIPE, text=True)) for one in commands]
+        assert [process.stdout.readline() for process in processes] == ["\n"] * 4  # all are ready
+        for process in processes:
+            process.stdin.close()
+        assert [process.wait() for process in processes] == [0] * 4
+    assert len({run.folder for run in read_study(folder).runs}) == 80
+    assert [path.name for path in folder.iterdir()] == [NAME]
+
+
+def test_without_locks_a_study_is_planned_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, "no locks available")
+
+    monkeypatch.setattr("dit_formats.alone.fcntl.flock", refuse)
+    write_study(tmp_path, STUDY)
+    assert read_study(tmp_path) == STUDY
+    assert [path.name for path in tmp_path.iterdir()] == [NAME]
 
 
 @pytest.mark.parametrize(
