@@ -17,6 +17,7 @@ LEFT_OUT = ("cross", "ff")
 ORDER = ("spatial", "temporal")
 HALVES = ("cond", "uncond")
 KINDS = ("k", "v", "a")
+NEEDED = ("l1", "rms", "size", "count", "l1_se")
 
 A_BEFORE_PROJECTION = ("MochiTransformer3DModel",)
 """Classes of which the paper took A before the output projection: the heads' output, kind `o`."""
@@ -33,7 +34,8 @@ def paper_view(ds: xr.Dataset) -> xr.Dataset:
         elements; l1_se, where there is one, as if the parts that are joined erred alike, which is a bound; and text_l1
         and text_variance, which the paper recorded for layers with a text stream of their own but never used.
     """
-    ds = ds.isel(layer=_layers(ds), branch=guidance_halves(ds))
+    ds = ds[[name for name in NEEDED if name in ds]]
+    ds = ds.isel(layer=_part(_layers(ds)), branch=_part(guidance_halves(ds)))
     ds = _paper_kinds(ds)
     joined = ds.layer_type.isin(JOINED)
     latent = ds.stream == "latent"
@@ -64,6 +66,12 @@ def _layers(ds: xr.Dataset) -> list[int]:
     return sorted(kept, key=lambda layer: rank.get(types[layer], -1))
 
 
+def _part(places: list[int]) -> list[int] | slice:
+    """The places as a slice where they follow one another, which takes a view of arrays that may be large."""
+    whole = range(places[0], places[0] + len(places)) if places else range(0)
+    return slice(whole.start, whole.stop) if places == list(whole) else places
+
+
 def guidance_halves(ds: xr.Dataset) -> list[int]:
     """Places of the guidance halves among the branches; of all where a pipeline names them in another way."""
     names = ds.branch.values.tolist()
@@ -74,7 +82,7 @@ def _paper_kinds(ds: xr.Dataset) -> xr.Dataset:
     """K, V and A as the paper defines them for this model; A is missing where what it takes was not recorded."""
     kinds = [kind for kind in KINDS if kind in ds.kind]
     if not set(str(ds.attrs.get("transformer", "")).split("+")) & set(A_BEFORE_PROJECTION):
-        return ds.sel(kind=kinds)
+        return ds.isel(kind=_part([ds.kind.values.tolist().index(kind) for kind in kinds]))
     heads = ds.sel(kind=["o"]).assign_coords(kind=["a"]) if "o" in ds.kind else ds.sel(kind=["a"]).where(False)
     return xr.concat([ds.sel(kind=[kind for kind in kinds if kind != "a"]), heads], "kind", data_vars="minimal")
 

@@ -99,9 +99,10 @@ def _layers(trace: Trace) -> str:
 
 def summarise(trace: Trace, source: str, dask: Any = None) -> Summary:
     """The summary of a trace, its distances taken from `source`, by a Dask cluster if there is one."""
-    ds = distances(trace, source=source, dask=dask)
-    view = paper_view(ds)
-    others = ds.isel(branch=guidance_halves(ds), stream=(ds.stream == "latent").values).mean(("branch", "stream"))
+    ds = distances(trace, source=source, dask=dask)[["l1", "rel_l1", "rms", "size", "count"]]
+    others = {group: _others(ds.isel(layer=ds.layer_type.values == name)) for name, group in GROUPS.items()}
+    view = paper_view(ds)[["l1", "rel_l1", "count"]]
+    del ds  # which is large
     by_layer = view["rel_l1"].mean(("prompt", "kind", "transition")).dropna("layer")
     sampled = any(trace.geometry(stream, "token").shape[-1] for stream in trace.streams)
     return Summary(
@@ -110,8 +111,7 @@ def summarise(trace: Trace, source: str, dask: Any = None) -> Summary:
         asked=trace.num_asked,
         steps=trace.num_steps,
         layer_types=dict(Counter(layer.type for layer in trace.layers)),
-        rows=_rows(view, "as in the paper")
-        + [row for name, group in GROUPS.items() for row in _rows(others.isel(layer=ds.layer_type == name), group)],
+        rows=_rows(view, "as in the paper") + [row for group, one in others.items() for row in _rows(one, group)],
         highest=_layer(by_layer, by_layer.argmax("layer")) if by_layer.size else "none has a value",
         lowest=_layer(by_layer, by_layer.argmin("layer")) if by_layer.size else "none has a value",
         time=_time(trace),
@@ -120,6 +120,11 @@ def summarise(trace: Trace, source: str, dask: Any = None) -> Summary:
         archive=sampled,
         audit=audit(trace) if sampled else None,
     )
+
+
+def _others(ds: xr.Dataset) -> xr.Dataset:
+    """Means over guidance halves, of latent tokens, in layers that the paper did not look at."""
+    return ds.isel(branch=guidance_halves(ds), stream=(ds.stream == "latent").values).mean(("branch", "stream"))
 
 
 def _spread(view: xr.Dataset) -> dict[str, Any]:
