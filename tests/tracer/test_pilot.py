@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from subprocess import PIPE
 from typing import Any
 
 import dit_analyzer
@@ -13,10 +17,22 @@ import pytest
 from click.testing import CliRunner
 from dit_formats import open_trace
 from dit_formats.errors import ConflictError
+from dit_tracer.claims import Claims
 from dit_tracer.cli import main
-from dit_tracer.pilot import NAME, settled
+from dit_tracer.pilot import NAME, settled, withdrawn
+from dit_tracer.recording.recorder import NonFiniteError, Recorder
 from dit_tracer.recording.sampling import allot, balanced_scatter, neyman_mix
 from dit_tracer.recording.settings import Sample
+
+STAY = """
+import sys
+from pathlib import Path
+from dit_tracer.claims import Claims
+
+with Claims(Path(sys.argv[1])):
+    print(flush=True)
+    sys.stdin.read()
+"""
 
 TOKENS, CHANNELS, DRAWS = 1024, 384, 100
 
@@ -83,6 +99,64 @@ def test_all_prompts_have_the_positions_of_the_first(tmp_path: Path) -> None:
     assert 0.4 < np.sqrt(np.nanmean(z**2)) < 1.6
     refused = run(*words[:-2], "-n", 3)
     assert refused.exit_code == 1 and "sample.rule" in refused.stderr
+
+
+@pytest.fixture
+def numbers_run_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every prompt fails, and the pilot before them does not."""
+
+    def refuse(*_: Any) -> None:
+        raise NonFiniteError("the prediction has values that are not finite")
+
+    monkeypatch.setattr(Recorder, "_refuse_nonfinite", refuse)
+
+
+@pytest.mark.usefixtures("numbers_run_away")
+def test_run_that_traces_nothing_leaves_no_pilot(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "out.trace"
+    words = ["run", "digits-flux", "--steps", 2, "-n", 2, "-o", path, "--pilot", "-q"]
+    assert run(*words).exit_code == 1
+    assert {one.suffix for one in path.iterdir()} == {".failed"}
+
+
+def test_run_whose_pilot_fails_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise ConflictError("refused")
+
+    monkeypatch.setattr("dit_tracer.runs.fly", refuse)
+    result = run("run", "digits-flux", "--steps", 2, "-n", 1, "-o", tmp_path / "deep" / "out.trace", "--pilot", "-q")
+    assert result.exit_code == 1 and "refused" in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_pilot_stays_while_another_process_is_at_work_or_a_shard_was_made_with_it(tmp_path: Path) -> None:
+    path = tmp_path / "out.trace"
+    settle = partial(settled, path, "one", Sample(64, 16), lambda: {("latent", "k", "layer"): (32, np.ones(24))})
+    with subprocess.Popen([sys.executable, "-c", STAY, path], stdin=PIPE, stdout=PIPE) as other:
+        other.stdout.readline()
+        with Claims(path) as claims, withdrawn(path, claims):
+            settle()
+        assert (path / NAME).exists()
+    with Claims(path) as claims, withdrawn(path, claims):
+        settle()
+    assert list(path.iterdir()) == []
+    assert run("run", "digits-flux", "--steps", 2, "-n", 1, "-o", path, "--pilot", "-q").exit_code == 0
+    assert (path / NAME).exists()
+
+
+def test_pilot_of_a_run_that_another_was_faster_than_goes(tmp_path: Path) -> None:
+    path = tmp_path / "out.trace"
+    assert run("run", "digits-flux", "--steps", 2, "-n", 1, "-o", path, "-q").exit_code == 0
+    with pytest.raises(ConflictError, match="other settings"), Claims(path) as claims, withdrawn(path, claims):
+        settled(path, "one", Sample(64, 16), lambda: {("latent", "k", "layer"): (32, np.ones(24))})
+        raise ConflictError("made with other settings")
+    assert [one.suffix for one in path.iterdir()] == [".h5"]
+
+
+def test_allotment_that_others_would_refuse_is_not_published(tmp_path: Path) -> None:
+    with pytest.raises(ConflictError, match="no allotment"):
+        settled(tmp_path, "one", Sample(64, 16), lambda: {("text", "k", "layer"): (0, np.ones(24))})
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_first_of_several_processes_decides(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from dit_formats.schema import Prompt
@@ -32,24 +32,37 @@ _HERE = _FIRST + 1
 
 
 class Claims:
-    """The claims of this process on prompts of the trace at `folder`, kept while the `with` block runs."""
+    """The claims of this process on prompts of the trace at `folder`, kept while the `with` block runs.
+
+    Folders that were made for it go again if nothing came of them.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._path = folder, folder / NAME
         self._file: int | None = None
+        self._made: list[Path] = []
 
     def __enter__(self) -> Claims:
+        self._made = [one for one in (self._folder, *self._folder.parents) if not one.exists()]
         self._folder.mkdir(parents=True, exist_ok=True)
         while fcntl and not self._open():
             time.sleep(0.02)
+            self._folder.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(self._folder)
         return self
 
     def __exit__(self, *error: object) -> None:
         """The last one out removes the file."""
-        if self._file is not None and self._lock("LOCK_EX", _HERE) and self._file is not None:
+        if self.alone():
             self._path.unlink(missing_ok=True)
         self._close()
+        with suppress(OSError):  # something is in them
+            for folder in self._made:
+                folder.rmdir()
+
+    def alone(self) -> bool:
+        """Whether no other process is between entering and leaving, and none will be before this one leaves."""
+        return self._file is not None and self._lock("LOCK_EX", _HERE) and self._file is not None
 
     def take(self, prompt: Prompt) -> bool:
         """Claim a prompt, whatever its index; False while another process has it."""
@@ -75,9 +88,11 @@ class Claims:
             time.sleep(0.2)
 
     def _open(self) -> bool:
-        """False if the file is just being removed."""
+        """False if the file is just being removed, or its folder."""
         try:
             self._file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
+        except FileNotFoundError:
+            return False  # the folder is just being removed
         except OSError:
             return True  # somebody else's, or a disk that is full, which the first shard will tell
         if self._lock("LOCK_SH", _HERE) and (self._file is None or _is_at(self._file, self._path)):

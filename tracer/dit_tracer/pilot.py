@@ -1,15 +1,16 @@
 """Allots the sample to channels by one generation made beforehand, the same for all prompts and processes.
 
 The allotment is plain JSON of numbers and names in a hidden file of the trace's folder, which appears whole. The first
-process to publish one wins, and the others read it. Once there is a shard, positions are read from that.
+process to publish one wins, and the others read it. Once there is a shard, positions are read from that. If none comes
+of it, the last process takes the file away.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,18 +18,21 @@ from zlib import crc32
 
 import numpy as np
 import torch
-from dit_formats.errors import ConflictError
+from dit_formats.access import ShardFile
+from dit_formats.errors import ConflictError, TraceError
 from dit_formats.publish import published
 from numpy.typing import NDArray
 from torch import Tensor
 
 from dit_tracer.calls import generate, subject
+from dit_tracer.claims import Claims
 from dit_tracer.models.sketch import watched
 from dit_tracer.recording.call import arguments, is_unguided, longest_text
 from dit_tracer.recording.generation import Key
 from dit_tracer.recording.sampling import Allotment, Positions, allot, neyman_mix
 from dit_tracer.recording.settings import Sample, What
 from dit_tracer.recording.sites import find_networks
+from dit_tracer.shards import Shards
 from dit_tracer.work import Task
 
 NAME = ".pilot.json"
@@ -68,8 +72,34 @@ def settled(folder: Path, signature: str, sample: Sample, fly: Callable[[], dict
         for (stream, kind, layer), (tokens, spread) in fly().items():
             one = allot(spread, tokens, sample.size(stream))
             rows.append([stream, kind, layer, tokens, one.group.tolist(), one.count.tolist()])
-        _publish(path, json.dumps({"for": signature, "allotted": rows}).encode())
-    return _read(path, signature, sample)
+        content = json.dumps({"for": signature, "allotted": rows}).encode()
+        _read(path, content, signature, sample)  # what others would refuse is not published
+        _publish(path, content)
+    return _read(path, path.read_bytes(), signature, sample)
+
+
+@contextmanager
+def withdrawn(folder: Path, claims: Claims) -> Iterator[None]:
+    """After the block, the pilot at `folder` is gone if no shard was made with it, and no other process is at work.
+
+    Processes enter `claims` before they look for a pilot.
+    """
+    try:
+        yield
+    finally:
+        if (folder / NAME).exists() and claims.alone() and not _is_used(folder):
+            (folder / NAME).unlink()
+
+
+def _is_used(folder: Path) -> bool:
+    shard = Shards(folder).any
+    if shard is None:
+        return False
+    try:
+        sample = ShardFile(shard).run.settings.get("sample")
+    except TraceError:
+        return True  # it cannot be told
+    return isinstance(sample, dict) and sample.get("pilot") == _hash((folder / NAME).read_bytes())
 
 
 def fly(pipeline: Any, call: dict[str, Any], what: What, task: Task) -> dict[Key, tuple[int, NDArray[np.float64]]]:
@@ -81,7 +111,7 @@ def fly(pipeline: Any, call: dict[str, Any], what: What, task: Task) -> dict[Key
     before: dict[Any, tuple[int, Tensor]] = {}
 
     def look(key: Key, tensor: Tensor) -> None:
-        if len(tensor) % clock.batch:
+        if len(tensor) % clock.batch or not tensor.numel():
             return
         tensor = tensor if tensor.ndim == 4 else tensor.unsqueeze(1)
         folds, (_, heads, length, width) = len(tensor) // clock.batch, tensor.shape
@@ -119,8 +149,7 @@ def _publish(path: Path, content: bytes) -> None:
         file.write(content)
 
 
-def _read(path: Path, signature: str, sample: Sample) -> Pilot:
-    content = path.read_bytes()
+def _read(path: Path, content: bytes, signature: str, sample: Sample) -> Pilot:
     try:
         data = json.loads(content)
         whose, rows = data["for"], data["allotted"]
@@ -136,7 +165,11 @@ def _read(path: Path, signature: str, sample: Sample) -> Pilot:
         raise ConflictError(
             f"{path}: made for a run with other settings, which has traced no prompt; remove it, or trace elsewhere"
         )
-    return Pilot(shapes, allotments, hashlib.sha256(content).hexdigest()[:16])
+    return Pilot(shapes, allotments, _hash(content))
+
+
+def _hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def _check(one: Allotment, tokens: int, n: int) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,14 @@ from dit_tracer.claims import Claims
 from dit_tracer.encoders import encode_once
 from dit_tracer.forecast import first_steps, held_previous, missing_tasks, refuse_full_disk, settled
 from dit_tracer.models.schedulers import num_steps
-from dit_tracer.pilot import fly
+from dit_tracer.pilot import fly, withdrawn
 from dit_tracer.pilot import settled as settled_pilot
 from dit_tracer.progress import Progress
 from dit_tracer.ranks import Rank
 from dit_tracer.recording.call import arguments, call_settings, own_arguments
+from dit_tracer.recording.generation import Key
 from dit_tracer.recording.recorder import Recorder, existing_trace
+from dit_tracer.recording.sampling import Positions
 from dit_tracer.recording.settings import Sample, What, describe
 from dit_tracer.recording.sites import find_networks
 from dit_tracer.recording.timing import timed
@@ -84,50 +86,21 @@ def run(
     call = {name: value for name, value in (defaults or {}).items() if name in known} | call | work.shared
     check(pipeline, call, work)
     what = replace(what, step_pairs=_pairs(step_pairs, pipeline, call.get("num_inference_steps", 0)))
-    varies = varying(pipeline, work)
-    make = partial(Recorder, pipeline, path, model, before=before, num_prompts=len(work.tasks))
-    missing = missing_tasks(before, work.tasks)
-    told = None
-    if missing:
-        share = missing_tasks(before, work.tasks[rank.rank :: rank.count]) or missing[:1]
-        if before:  # what would be refused is refused before the long preparations
-            held, _ = _piloted(pipeline, path, model, before, call, sample, what, work) if pilot else (sample, None)
-            make(held, what=replace(what, previous=previous or held_previous(before))).expect(varies, **call)
-        if release:
-            encode_once(pipeline, share, call, others=rank.count > 1)
-        if sketch := first_steps(model, pipeline, call, what, share[0]):
-            if not ignore_disk:
-                refuse_full_disk(path, size_of(sketch, what, sample), len(missing))
-            device = getattr(pipeline, "_execution_device", pipeline.device)
-            what, told = settled(sketch, what, previous, before, device)
-    if not told:
-        what = replace(what, previous=previous or held_previous(before))
-    sample, chosen = _piloted(pipeline, path, model, before, call, sample, what, work) if pilot else (sample, None)
-    recorder = make(sample, what=what, pilot=chosen)
-    recorder.expect(varies, **call)
-    asked = _missing(recorder, pipeline, work, call, varies, rank)
-    outcome = Outcome(present=len(work.tasks) - len(asked))
-    if not asked:
-        return outcome
-    if told and rank.leads and not quiet:
-        print(told, file=sys.stderr)
-    if time and rank.leads and not (before and before.timing):
-        recorder.timing = _timing(pipeline, asked[0][1], call, what)
-    progress = Progress(f"tracing {model}", Shards(path), work.prompts, quiet or not rank.leads)
-    with Claims(path) as claims:
-
-        def record(prompt: Prompt, task: Task, settle: Callable[[], None]) -> None:
-            with recorder.prompt(task.text, task.seed, prompt.index, varies=varies):
-                generate(pipeline, task, call)
-                settle()
-
-        sharing = Sharing(recorder, record, claims, stopping, outcome, founded=before is not None)
-        try:
-            with progress, recorder:  # which writes to the end before the last line is said
-                sharing.trace(asked)
-                stopping.close()
-        except Stopped:
-            pass
+    job = _Job(pipeline, path, model, before, work, call, sample, what)
+    job, told = _prepared(job, rank, previous, pilot, release, ignore_disk)
+    with Claims(path) as claims, withdrawn(path, claims):
+        recorder = (_with_pilot(job) if pilot else job).recorder()
+        asked = _missing(job, recorder, rank)
+        outcome = Outcome(present=len(work.tasks) - len(asked))
+        if not asked:
+            return outcome
+        if told and rank.leads and not quiet:
+            print(told, file=sys.stderr)
+        if time and rank.leads and not (before and before.timing):
+            recorder.timing = _timing(job, asked[0][1])
+        progress = Progress(f"tracing {model}", Shards(path), work.prompts, quiet or not rank.leads)
+        sharing = Sharing(recorder, _recording(job, recorder), claims, stopping, outcome, founded=before is not None)
+        _trace(sharing, recorder, asked, progress, stopping)
         beaten = recorder.beaten  # shards that found their name taken when they were written
         outcome.traced, outcome.present = outcome.traced - beaten, outcome.present + beaten
         outcome.stopped = stopping.reason if sharing.left(asked) else None
@@ -136,46 +109,121 @@ def run(
     return outcome
 
 
-def _timing(pipeline: Any, task: Task, call: dict[str, Any], what: What) -> Timing | None:
+@dataclass(frozen=True)
+class _Job:
+    """A loaded pipeline, and what is to be traced with it.
+
+    Args:
+        before: The trace that is at `path` already.
+        call: Arguments of the pipeline that are the same for all prompts.
+        chosen: Shapes and positions of activations, by a pilot, for a trace that has none yet.
+    """
+
+    pipeline: Any
+    path: Path
+    model: str
+    before: Trace | None
+    work: Work
+    call: dict[str, Any]
+    sample: Sample
+    what: What
+    chosen: tuple[dict[Key, tuple[int, int]], dict[Key, Positions]] | None = None
+
+    @cached_property
+    def varies(self) -> tuple[str, ...]:
+        """Arguments in which prompts may differ."""
+        return varying(self.pipeline, self.work)
+
+    def holding(self, previous: str | None) -> _Job:
+        """With the step before kept as asked, or else as the trace at hand has it."""
+        return replace(self, what=replace(self.what, previous=previous or held_previous(self.before)))
+
+    def recorder(self) -> Recorder:
+        """A recorder of the pipeline; refuses settings that are not those of the trace at hand."""
+        prompts = len(self.work.tasks)
+        made = Recorder(self.pipeline, self.path, self.model, self.sample, self.before, prompts, self.what, self.chosen)
+        made.expect(self.varies, **self.call)
+        return made
+
+
+def _prepared(
+    job: _Job, rank: Rank, previous: str | None, pilot: bool, release: bool, ignore_disk: bool
+) -> tuple[_Job, str]:
+    """The job with its texts encoded and the place of the step before settled, and a line that says where and why."""
+    before, tasks = job.before, job.work.tasks
+    missing = missing_tasks(before, tasks)
+    if not missing:
+        return job.holding(previous), ""
+    share = missing_tasks(before, tasks[rank.rank :: rank.count]) or missing[:1]
+    if before:  # what would be refused is refused before the long preparations
+        (_with_pilot(job) if pilot else job).holding(previous).recorder()
+    if release:
+        encode_once(job.pipeline, share, job.call, others=rank.count > 1)
+    sketch = first_steps(job.model, job.pipeline, job.call, job.what, share[0])
+    if not sketch:
+        return job.holding(previous), ""
+    if not ignore_disk:
+        refuse_full_disk(job.path, size_of(sketch, job.what, job.sample), len(missing))
+    device = getattr(job.pipeline, "_execution_device", job.pipeline.device)
+    what, told = settled(sketch, job.what, previous, before, device)
+    return replace(job, what=what), told
+
+
+def _with_pilot(job: _Job) -> _Job:
+    """The sample as a pilot allots it, and for a new trace shapes and positions; others have them in their shards."""
+    if job.before:
+        held = job.before.run.settings.get("sample", {})
+        name = str(held.get("pilot") or "new") if isinstance(held, dict) else "new"
+        return replace(job, sample=replace(job.sample, pilot=name))
+    pipeline, networks = job.pipeline, find_networks(job.pipeline)
+    asked = describe(pipeline, networks, job.model, job.sample)
+    asked |= {"recorded": job.what.as_settings(job.what.kinds_for(networks))}
+    whose = Run(asked | {"call": call_settings(arguments(pipeline, (), job.call))}, {}).signature
+    first = job.work.tasks[0]
+    found = settled_pilot(job.path, whose, job.sample, lambda: fly(pipeline, job.call, job.what, first))
+    sample = replace(job.sample, pilot=found.hash)
+    return replace(job, sample=sample, chosen=(found.shapes, found.positions(sample.seed)))
+
+
+def _timing(job: _Job, task: Task) -> Timing | None:
     try:
-        return timed(pipeline, partial(generate, pipeline, task, call), what)
+        return timed(job.pipeline, partial(generate, job.pipeline, task, job.call), job.what)
     except (RuntimeError, ValueError, TypeError, AttributeError):
         return None  # what this fails of, tracing the same prompt will tell
 
 
-def _piloted(
-    pipeline: Any,
-    path: Path,
-    model: str,
-    before: Trace | None,
-    call: dict[str, Any],
-    sample: Sample,
-    what: What,
-    work: Work,
-) -> tuple[Sample, Any]:
-    """The sample as a pilot allots it, and for a new trace shapes and positions; others have them in their shards."""
-    if before:
-        held = before.run.settings.get("sample", {})
-        return replace(sample, pilot=str(held.get("pilot") or "new") if isinstance(held, dict) else "new"), None
-    networks = find_networks(pipeline)
-    asked = describe(pipeline, networks, model, sample) | {"recorded": what.as_settings(what.kinds_for(networks))}
-    whose = Run(asked | {"call": call_settings(arguments(pipeline, (), call))}, {}).signature
-    first = work.tasks[0]
-    found = settled_pilot(path, whose, sample, lambda: fly(pipeline, call, what, first))
-    return replace(sample, pilot=found.hash), (found.shapes, found.positions(sample.seed))
+def _recording(job: _Job, recorder: Recorder) -> Callable[[Prompt, Task, Callable[[], None]], None]:
+    """What records the generation of a task, as `Sharing` has it."""
+
+    def record(prompt: Prompt, task: Task, settle: Callable[[], None]) -> None:
+        with recorder.prompt(task.text, task.seed, prompt.index, varies=job.varies):
+            generate(job.pipeline, task, job.call)
+            settle()
+
+    return record
 
 
-def _missing(
-    recorder: Recorder, pipeline: Any, work: Work, call: dict[str, Any], varies: tuple[str, ...], rank: Rank
-) -> list[tuple[Prompt, Task]]:
+def _trace(
+    sharing: Sharing, recorder: Recorder, asked: list[tuple[Prompt, Task]], progress: Progress, stopping: Stopping
+) -> None:
+    """Trace what is asked for until all is done or the run is to stop, and write to the end."""
+    try:
+        with progress, recorder:  # which writes to the end before the last line is said
+            sharing.trace(asked)
+            stopping.close()
+    except Stopped:
+        pass
+
+
+def _missing(job: _Job, recorder: Recorder, rank: Rank) -> list[tuple[Prompt, Task]]:
     """What the trace does not hold, in the order of this process."""
     missing = {}
-    for place, task in enumerate(work.tasks):
+    for place, task in enumerate(job.work.tasks):
         if recorder.has(task.text, task.seed):
-            _refuse_other_arguments(recorder, pipeline, task, call, varies)
+            _refuse_other_arguments(job, recorder, task)
         else:
             missing[place] = task
-    taken, count = recorder.indices, len(work.tasks)
+    taken, count = recorder.indices, len(job.work.tasks)
     return [
         (Prompt(_free(place, taken, count), missing[place].text, missing[place].seed), missing[place])
         for place in rank.order(count)
@@ -190,18 +238,16 @@ def _free(index: int, taken: set[int], count: int) -> int:
     return index
 
 
-def _refuse_other_arguments(
-    recorder: Recorder, pipeline: Any, task: Task, call: dict[str, Any], varies: tuple[str, ...]
-) -> None:
+def _refuse_other_arguments(job: _Job, recorder: Recorder, task: Task) -> None:
     """A prompt that the trace holds must have been made with the arguments that it would be made with now."""
     held = recorder.own_arguments(task.text, task.seed)
     if held is None:
         return  # a trace of an older version does not say
     try:
-        given = call | opened(pipeline, task.arguments) | subject(pipeline, task.text)
+        given = job.call | opened(job.pipeline, task.arguments) | subject(job.pipeline, task.text)
     except ValueError as error:
         raise LookupError(str(error)) from error
-    asked = own_arguments(arguments(pipeline, (), given), varies)
+    asked = own_arguments(arguments(job.pipeline, (), given), job.varies)
     told = told_differences(held, asked)
     if told:
         raise ConflictError(f"{recorder.path}: {task.text!r} was traced with other arguments ({told}); trace it apart")
