@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import resource
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -312,6 +313,46 @@ def test_shorter_text_lacks_positions_and_is_counted(flux: Any, tmp_path: Path) 
         token = trace.geometry("text", "token")[0, 0]
         values = trace.samples("text", 1)[0, 0, 0, :, 0]
         assert np.array_equal(np.isnan(values), token >= 5)
+
+
+def without_text(flux: Any) -> Any:
+    """The same pipeline, given texts of no tokens."""
+    empty = {name: value[:, :0] for name, value in flux.tensors.items() if value.ndim == 3 and "prompt_embeds" in name}
+    return replace(flux, tensors=flux.tensors | {n: v for n, v in empty.items() if not n.startswith("pooled")})
+
+
+@pytest.mark.parametrize("previous", ["device", "host", "subset"])
+def test_text_of_no_tokens_has_no_elements_and_no_distance(previous: str, flux: Any, tmp_path: Path) -> None:
+    path = tmp_path / "a.trace"
+    with dit_tracer.record(flux.pipeline, path, sample=EVERYTHING, previous=previous) as recorder:
+        for text, gold in {"a": flux, "": without_text(flux)}.items():
+            with recorder.prompt(text):
+                gold.generate(0, num_inference_steps=3)
+    with open_trace(path) as trace:
+        sums = trace.step_sums("text")[:, 0, 0, 0]
+        assert (sums[0, 3] == 7 * 48).all() and (sums[1] == 0).all()
+        assert np.isnan(trace.samples("text", 1)).all() and np.isfinite(trace.samples("latent", 1)).all()
+        assert {layer.type for layer in trace.layers} == {"joint", "single"}
+        for source in ("exact", "sample"):
+            ds = dit_analyzer.distances(trace, source=source)
+            text = ds.sel(stream="text").isel(prompt=1)
+            assert text["l1"].isnull().all() and text["count"].isnull().all()
+            assert np.isfinite(dit_analyzer.paper_view(ds)["l1"]).all()
+
+
+def test_trace_of_no_text_at_all_has_no_text_stream(flux: Any, tmp_path: Path) -> None:
+    path = tmp_path / "a.trace"
+    with dit_tracer.record(flux.pipeline, path) as recorder:
+        with recorder.prompt(""):
+            without_text(flux).generate(0, num_inference_steps=2)
+        with pytest.raises(ConflictError, match="the first prompts left room for 0"), recorder.prompt("a"):
+            flux.generate(0, num_inference_steps=2)
+    with open_trace(path) as trace:
+        assert trace.streams == ("latent",)
+        assert np.isfinite(dit_analyzer.distances(trace)["l1"]).all()
+    with dit_tracer.record(flux.pipeline, path) as recorder:
+        with pytest.raises(ConflictError, match="other layers|left room for 0"), recorder.prompt("a"):
+            flux.generate(0, num_inference_steps=2)
 
 
 def test_interrupted_generation_is_not_recorded(flux: Any, tmp_path: Path) -> None:

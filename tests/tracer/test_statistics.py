@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from dit_tracer.recording import chunked, compiled
+from dit_tracer.recording import chunked, compiled, statistics
 from dit_tracer.recording.history import History
 from dit_tracer.recording.picking import offsets, picked
 from dit_tracer.recording.statistics import norm_ratios, step_sums, token_norms, transition_sums
@@ -52,6 +52,14 @@ def test_non_finite_elements_are_left_out_and_counted(bad: float) -> None:
     assert sums[1, 0].item() == pytest.approx(whole[0][1, 0].item() - abs(value), rel=1e-6)
     assert pair[1, 0].item() == pytest.approx(whole[1][1, 0].item() - abs(value - before), rel=1e-6)
     assert torch.equal(sums[0], whole[0][0]) and torch.equal(pair[2], whole[1][2])
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 4, 0, 6), (2, 1, 0, 5, 6)])
+def test_sums_of_no_elements_are_zero(shape: tuple[int, ...]) -> None:
+    nothing = torch.empty(shape)
+    assert compiled.measure(nothing, nothing, nothing) is None  # it leaves that to the others
+    for found in (chunked.measure(nothing, nothing), statistics.measure(nothing, nothing)):
+        assert [sums.tolist() for sums in found] == [[[0.0] * 5] * 2, [[0.0] * 4] * 2]
 
 
 LAYOUTS = {

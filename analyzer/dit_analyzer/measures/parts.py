@@ -134,7 +134,10 @@ def _exact_means(steps: Means, pairs: Means, subset: bool) -> Means:
             "count": pairs["count"],
         }
     means["se"] = np.where(np.isnan(means["abs_diff"]), np.nan, 0.0)
-    return means | _of_subset(means, steps["count"]) if subset else means
+    if subset:
+        means |= _of_subset(means, steps["count"])
+    empty = _both(steps, 1) == 0  # as of a text without tokens; of what is not finite, there is something
+    return means | {"count": np.where(empty, np.nan, means["count"])}
 
 
 def _of_subset(means: Means, whole: Floats) -> Means:
@@ -173,9 +176,15 @@ def sampled_counts(lag: int, stream: Stream, steps: Means) -> Floats:
     """How many elements there are, (prompt, branch, kind, layer, transition)."""
     numbers = stream.geometry["num_tokens"] * stream.geometry["num_channels"]
     whole = np.where(stream.geometry["recorded"], numbers[..., None], np.nan)
-    existing = steps["count"] + steps["nonfinite"]  # of a text shorter than the longest, that text's elements
-    existing = np.where(existing > 0, existing, whole)
-    return np.minimum(existing[..., lag:], existing[..., :-lag])
+    there = _both(steps, lag)  # of a text shorter than the longest, that text's elements; of an empty one, none
+    whole = np.minimum(whole[..., lag:], whole[..., :-lag])
+    return np.where(there == 0, np.nan, np.where(there > 0, there, whole))
+
+
+def _both(steps: Means, lag: int) -> Floats:
+    """Elements that exist in both steps of a transition, (prompt, branch, kind, layer, transition)."""
+    there = steps["count"] + steps["nonfinite"]
+    return np.minimum(there[..., lag:], there[..., :-lag])
 
 
 def _of_prompt(lag: int, stream: Stream, arrays: Arrays, name: str, row: int) -> Floats:

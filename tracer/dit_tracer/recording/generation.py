@@ -40,6 +40,8 @@ class Place:
     def pick(self, grouped: Tensor) -> Tensor:
         """Values at the positions, (group, position); NaN for tokens that this activation does not have."""
         token, tokens = self.index[2], grouped.shape[3]
+        if not tokens:
+            return grouped.new_full((len(grouped), len(token)), torch.nan)
         values = picked(grouped, self._at(grouped))
         return values if self.last_token < tokens else values.where((token < tokens).to(values.device), torch.nan)
 
@@ -78,13 +80,18 @@ class Places:
         self._arrays: dict[Any, dict[str, Any]] = {}
         self.text_tokens = text_tokens
 
+    def room(self, key: Key, grouped: Tensor) -> int:
+        """How many tokens there may be in each fold of an activation (group, fold, head, token, channel)."""
+        _, folds, heads, tokens, width = grouped.shape
+        longest = max(tokens, self.text_tokens) if key[0] == "text" else tokens
+        return self._shapes.setdefault(key, (folds * longest, heads * width))[0] // folds
+
     def __call__(self, key: Key, grouped: Tensor) -> Place:
         """The place of an activation (group, fold, head, token, channel)."""
         _, folds, heads, tokens, width = grouped.shape
         stream, kind, layer = key
-        longest = max(tokens, self.text_tokens) if stream == "text" else tokens
-        known = self._shapes.setdefault(key, (folds * longest, heads * width))
-        room = known[0] // folds
+        room = self.room(key, grouped)
+        known = self._shapes[key]
         fits = tokens <= room if stream == "text" else tokens == room
         if not fits or known != (folds * room, heads * width):
             if stream == "text" and tokens > room:

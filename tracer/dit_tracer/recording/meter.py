@@ -53,6 +53,8 @@ class Meter:
         if self._generation is None:
             return
         key, step, branches = (stream, kind, layer), self._clock.step, self._clock.branches
+        if not tensor.numel() and not self._places.room(key, _grouped(tensor, self._clock.batch)):
+            return  # a stream that has no tokens in any prompt, as of texts left empty, is none
         series = [self._generation.series(key, branch, tensor.dtype) for branch in branches]
         if step in series[0].step_sums:
             return  # a further call within the step under the same name: the first one counts
@@ -128,7 +130,8 @@ def _fast(x: Tensor, previous: Tensor | None = None, keep: Tensor | None = None)
     on_host = x.device.type == "cpu"
     found = compiled.measure(x, previous, keep) if on_host else None
     if found is None:
-        found = (chunked if on_host else fused if fused.usable(x.device) else statistics).measure(x, previous)
+        on_gpu = fused if x.numel() and fused.usable(x.device) else statistics
+        found = (chunked if on_host else on_gpu).measure(x, previous)
         if keep is not None:
             keep.copy_(x, non_blocking=True)
     return found

@@ -173,6 +173,8 @@ class Reader:
         tokens = self._tokens.get(self._clock.network)
         if tokens and call.key.shape[2] == tokens.total != tokens.latent:
             return "single"
+        if tokens and call.key.shape[2] == tokens.total and frame.site.type == "single":
+            return "single"  # as it was with the text of another prompt; this one has none
         if len(call.key) > self._clock.batch:
             return "temporal" if "temporal" in frame.site.path or "motion" in frame.site.path else "spatial"
         return "self"
@@ -214,6 +216,8 @@ class Reader:
     def _text_first(self, frame: Frame, call: Attended, text: int) -> bool:
         """Whether text comes first, as the family says or, asked once a layer, as the values of V show."""
         site = frame.site
+        if not text:
+            return False  # there is none; what other prompts have will show
         if site.family.text_first is not None:
             return site.family.text_first
         if site.text_first is None and frame.watch is not None:

@@ -28,7 +28,8 @@ def step_sums(x: Tensor, missing: Tensor | None = None) -> Tensor:
     if missing is not None:
         bad, size = bad - missing, size - missing
     magnitude = x.abs()
-    columns = (_total(magnitude, axes), _total(x * x, axes), magnitude.amax(axes).double(), size - bad, bad)
+    largest = magnitude.amax(axes).double() if x.numel() else bad  # of nothing, 0
+    columns = (_total(magnitude, axes), _total(x * x, axes), largest, size - bad, bad)
     return torch.stack(columns, dim=1)
 
 
