@@ -40,7 +40,7 @@ def view(path: Path) -> xr.Dataset:
 
 def test_the_noise_axis_agrees_better_where_schedulers_differ(traces: dict[str, Path]) -> None:
     result = CliRunner().invoke(main, ["compare", str(traces["steps-12"]), str(traces["sd3"]), "--json"])
-    (pair,) = json.loads(result.stdout)
+    (pair,) = json.loads(result.stdout)["pairs"]
     assert pair["prompts"] == 3 and pair["schedulers_differ"] and pair["headline"] == "noise"
     assert 0.2 < pair["max_dsigma"] < 0.3
     for step, noise in zip(pair["axes"]["step"], pair["axes"]["noise"]):
