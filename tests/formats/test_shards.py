@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import tracemalloc
+import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -77,6 +78,14 @@ def test_what_is_damaged_or_of_another_size_is_not_inflated(missing: str, monkey
     flipped = stored[:900] + bytes([stored[900] ^ 8]) + stored[901:]
     for wrong, length in ((stored[:-1], size), (stored, size - 1), (stored, size + 1), (flipped, size), (b"", size)):
         assert deflate.inflated(wrong, length) is None
+
+
+@pytest.mark.parametrize("bits", [0xFFFFFFFF, 0xFFFF0000, 0xFFFFE000], ids=["float32", "bfloat16", "float16"])
+def test_zlib_inflates_whatever_was_deflated(bits: int) -> None:
+    values = np.cumsum(np.random.default_rng(2).normal(size=(4096, 28)), 1).astype("f4")
+    content = (values.view("u4") & np.uint32(bits)).tobytes()
+    planes = np.frombuffer(content, "u1").reshape(-1, 4).T.tobytes()
+    assert zlib.decompress(deflate.deflated(content, 4)) == planes
 
 
 @pytest.mark.parametrize("bits", [0xFFFFFFFF, 0xFFFF0000, 0xFFFFE000], ids=["float32", "bfloat16", "float16"])

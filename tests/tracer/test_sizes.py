@@ -105,8 +105,9 @@ def test_step_before_of_large_models_is_known(model: str, call: dict[str, Any], 
     assert found.step_nbytes / GB == pytest.approx(gigabytes, rel=0.05)
 
 
-def test_flux_fits_what_was_promised() -> None:
-    flux = of_the_seven(SEVEN["flux.1-dev"], {}, What(), 28, "bfloat16")
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_flux_fits_what_was_promised(dtype: str) -> None:
+    flux = of_the_seven(SEVEN["flux.1-dev"], {}, What(), 28, dtype)
     assert size_of(flux, What(), Sample()).file < 40e6
     assert size_of(flux, What(), Sample(0, 0)).file < 700e3
 

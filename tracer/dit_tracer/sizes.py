@@ -31,7 +31,7 @@ from dit_tracer.recording.generation import Key
 from dit_tracer.recording.settings import Sample, What, provenance
 from dit_tracer.recording.stack import SITES
 
-VALUE_BITS = {"float32": 25.3, "float16": 12.8, "bfloat16": 9.5}
+VALUE_BITS = {"float32": 25.3, "float16": 11.5, "bfloat16": 9.5}
 """What a sampled value takes on disk, by the type of the tensor it is from: the mean over layers of the three bundled
 models, within a tenth; what float32 containers add to the narrow types is in it."""
 
