@@ -18,6 +18,7 @@ from dit_analyzer.measures.agreement import agreement
 from dit_analyzer.measures.distance import distances
 from dit_analyzer.measures.paper import paper_view
 from dit_analyzer.measures.stability import stability
+from dit_analyzer.measures.views.sampling import deviations_of, has_sampled, sentence
 from dit_analyzer.members import Member, members_of, read_plan, traces_in
 from dit_analyzer.printed import FURTHER, PAPER
 from dit_analyzer.show import facts, figures, papertables
@@ -44,6 +45,7 @@ class Study:
     note: str = ""
     planned: tuple[str, ...] = ()
     _views: dict[tuple[Path, str], xr.Dataset] = field(default_factory=dict, repr=False)
+    _earlier: dict[tuple[Path, str, str], xr.Dataset] = field(default_factory=dict, repr=False)
     _stabilities: dict[tuple[Path, Path, str], xr.Dataset] = field(default_factory=dict, repr=False)
 
     @property
@@ -68,6 +70,14 @@ class Study:
 
     def views(self, members: Sequence[Member]) -> list[xr.Dataset]:
         return [self.view(one) for one in members]
+
+    def earlier(self, one: Member, name: str, source: str | None = None) -> xr.Dataset:
+        """What one of `VIEWS` measures; it raises what that does."""
+        key = one.path, name, source or self.source
+        if key not in self._earlier:
+            with open_trace(one.path) as trace:
+                self._earlier[key] = VIEWS[name].measure(trace, key[2])
+        return self._earlier[key]
 
     def stability(self, one: Member, other: Member, axis: str) -> xr.Dataset:
         """`stability` of two traces; it raises what that does."""
@@ -139,19 +149,32 @@ def drawing_pages(study: Study) -> Iterator[Output]:
 def view_pages(study: Study, views: Sequence[str]) -> Iterator[Output]:
     """What earlier papers plotted, of each trace, named by trace and view. All are measured before one is drawn.
 
+    Beside a picture with anything from samples, a table says how far these are from exact statistics.
+
     Raises:
         IncompleteError: A trace does not hold what a view needs.
     """
     for one in study.members:
-        with open_trace(one.path) as trace:
-            measured = {name: VIEWS[name].measure(trace, study.source) for name in views}
-        for name, found in measured.items():
+        for name in views:
+            found, apart = study.earlier(one, name), view_deviations(study, one, name)
             names = tuple(f"{one.name}-{name}.{ending}" for ending in figures.UNDATED)
+            found = found.assign_attrs(deviation="; ".join(sentence(row) for row in apart))
             yield Output(names, partial(_view, VIEWS[name], found, _title(one)))
+            if has_sampled(found):
+                table = partial(papertables.records_to_csv, apart)
+                yield Output((f"{one.name}-{name}-sampling.csv",), lambda table=table: [table().encode()])
 
 
 def _view(view: View, found: xr.Dataset, title: str) -> list[bytes]:
     return list(figures.rendered(view.draw(found, title)))
+
+
+def view_deviations(study: Study, one: Member, name: str) -> list[dict[str, Any]]:
+    """For each quantity, how far a view from samples is from exact statistics; nothing if nothing is sampled."""
+    if not has_sampled(study.earlier(one, name)):
+        return []
+    sampled, exact = (study.earlier(one, name, source) for source in ("sample", "exact"))
+    return [{"trace": one.name, "model": one.model, "view": name} | record for record in deviations_of(sampled, exact)]
 
 
 def figure_name(one: Member) -> str:
@@ -266,4 +289,5 @@ def _refuse_incomplete(one: Member, source: str) -> None:
     if one.num_steps < 2:
         raise IncompleteError(f"{one.path}: has one step, so nothing to compare; trace with --steps 2 or more")
     if source == "sample" and not one.has_samples:
-        raise IncompleteError(f"{one.path}: holds statistics only, no samples; use the exact source")
+        told = "holds statistics only, no archive, so nothing can be had from samples"
+        raise IncompleteError(f"{one.path}: {told}; use the exact source, or trace without --stats-only")

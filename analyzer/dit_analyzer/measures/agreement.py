@@ -35,11 +35,12 @@ def agreement(sampled: xr.Dataset, exact: xr.Dataset) -> list[dict[str, Any]]:
         pairs = {"l1": [view["l1"].sel(kind=kind) for view in (sampled, exact)]}
         if several:
             pairs["cv"] = [cv.sel(kind=kind) for cv in cvs]
-        records += [{"kind": kind, "quantity": name} | _deviation(*pair) for name, pair in pairs.items()]
+        records += [{"kind": kind, "quantity": name} | deviation(*pair) for name, pair in pairs.items()]
     return records
 
 
-def _deviation(sampled: xr.DataArray, exact: xr.DataArray) -> dict[str, Any]:
+def deviation(sampled: xr.DataArray, exact: xr.DataArray) -> dict[str, Any]:
+    """Cells in which both are finite and the exact value is not 0; median and largest relative deviation there."""
     one, other = np.asarray(sampled), np.asarray(exact)
     usable = np.isfinite(one) & np.isfinite(other) & (other != 0)
     apart = np.abs(one[usable] / other[usable] - 1)
