@@ -39,9 +39,7 @@ class View:
 
 
 VIEWS = {
-    "l2c": View(
-        "Learning-to-Cache (arXiv 2406.01733), change of each layer's output", "layers", "l2c", "--kinds k,v,a,f"
-    ),
+    "l2c": View("Learning-to-Cache (arXiv 2406.01733), changes of layers' outputs", "layers", "l2c", "--kinds k,v,a,f"),
     "tgate": View(
         "T-GATE (arXiv 2404.02747), change of cross-attention's output",
         "layers",

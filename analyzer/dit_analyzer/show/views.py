@@ -41,14 +41,14 @@ SPREAD = "mean and 5th to 95th percentile of {} prompts"
 def l2c(view: xr.Dataset, title: str) -> Figure:
     """Squared change over the depth, a line for each transition; attention and feed-forward networks."""
     square, error = view["square"].mean("prompt", skipna=False), view["square_se"]
-    figure, panels = _panels(2, title, "Learning-to-Cache (arXiv 2406.01733), change of each layer's output")
+    figure, panels = _panels(2, title, "Learning-to-Cache (arXiv 2406.01733), changes of layers' outputs")
     colours = ScalarMappable(Normalize(0, max(square.sizes["transition"] - 1, 1)), "viridis")
     for panel, kind in zip(panels, PARTS):
         lines = square.sel(kind=kind).dropna("layer", how="all")
         for transition in lines.transition.values:
             line, colour = lines.sel(transition=transition), colours.to_rgba(transition)
             panel.plot(range(line.sizes["layer"]), line, "o-", color=colour)
-            _bars(panel, range(line.sizes["layer"]), line, error.sel(kind=kind, transition=transition), colour)
+            _bars(panel, range(line.sizes["layer"]), line, error.sel(kind=kind, transition=transition))
         panel.set(title=PARTS[kind], xlabel="layer of this kind")
         _log_if_positive(panel, lines)
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -191,7 +191,7 @@ def _panels(
 
 def _legend(figure: Figure, panel: Axes) -> None:
     """Names of the lines of a panel, beside all panels."""
-    figure.legend(*panel.get_legend_handles_labels(), loc="outside right upper", frameon=False)
+    figure.legend(*panel.get_legend_handles_labels(), loc="outside right center", frameon=False)
 
 
 def _captioned(figure: Figure, view: xr.Dataset, averaged: str, bars: bool = True) -> Figure:
@@ -238,15 +238,15 @@ def _line(
     panel.plot(x, mean, "-", marker=MARKERS[place % len(MARKERS)], color=colour, label=label)
     panel.fill_between(x, *band, color=colour, alpha=0.2, linewidth=0)
     if error is not None:
-        _bars(panel, x, mean, error, colour)
+        _bars(panel, x, mean, error)
     panel.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-def _bars(panel: Axes, x: Sequence[int] | xr.DataArray, mean: xr.DataArray, error: xr.DataArray, colour: str) -> None:
+def _bars(panel: Axes, x: Sequence[int] | xr.DataArray, mean: xr.DataArray, error: xr.DataArray) -> None:
     """Bars of one standard error, where something has one."""
     if (error > 0).any():
-        panel.errorbar(x, mean, error.sel({axis: mean[axis] for axis in mean.dims}), fmt="none", ecolor=colour,
-                       elinewidth=0.8, capsize=1.5)  # fmt: skip
+        there = error.sel({axis: mean[axis] for axis in mean.dims})
+        panel.errorbar(x, mean, there, fmt="none", ecolor="black", elinewidth=0.7, capsize=1.5, capthick=0.7, zorder=3)
 
 
 def _image(panel: Axes, values: xr.DataArray, norm: Normalize) -> AxesImage:

@@ -59,7 +59,7 @@ def magcache(trace: Trace, source: str = "exact") -> xr.Dataset:
     }
     if source == "sample":
         found, error = _changes(trace, {"all": (None, "residual")}, ("ratio", "cosine"))
-        found, error = found.isel(group=0, drop=True), error.isel(group=0, drop=True)
+        found, error = (ds.isel(group=0, drop=True) for ds in (found, error))
         variables = {"ratio": found["ratio"], "distance": 1 - found["cosine"]}
         errors = {"ratio": (error["ratio"], False), "distance": (error["cosine"], False)}
         notes += ["ratio of norms of whole tensors: norms of tokens take all channels, so samples do not have them"]
@@ -92,6 +92,7 @@ def teacache(trace: Trace, source: str = "exact") -> xr.Dataset:
     if source == "sample":
         found, error = _changes(trace, {site: (None, site) for site in sites}, ("rel_l1",), over_branches=True)
         rel_l1, error = (ds["rel_l1"].rename(group="site") for ds in (found, error))
+        rel_l1 = rel_l1.transpose("prompt", "branch", "site", "transition")
     else:
         rel_l1 = signals(trace)["rel_l1"].sel(site=sites).isel(branch=halves(trace, STACK))
         error = no_error(rel_l1, "branch")
