@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shlex
 import sys
@@ -85,8 +86,9 @@ def figures(
 
     Example: dit-analyze figures out.trace --view teacache -o figures
     """
+    from dit_analyzer.measures.views.sampling import sentence
     from dit_analyzer.members import members_of, name_of
-    from dit_analyzer.pages.paper import drawing_pages, sampling_pages, view_pages
+    from dit_analyzer.pages.paper import drawing_pages, sampling_pages, view_deviations, view_pages
     from dit_analyzer.study import Study
 
     if views and dask:
@@ -96,6 +98,9 @@ def figures(
     study = Study(members_of(traces, {path.name: "" for path in traces}), source, dask)
     drawings = (drawing_pages, partial(sampling_pages, name="figures-sampling.csv"))
     _write(study, output, (partial(view_pages, views=views),) if views else drawings, force, compared=not views)
+    for one, view in itertools.product(study.members, views):
+        for row in view_deviations(study, one, view):
+            click.echo(f"{harmless(one.name)}: {view} {sentence(row)}")
     click.echo(f"next: look at {output}, or dit-analyze summary {shlex.join(map(str, traces))}", err=True)
 
 

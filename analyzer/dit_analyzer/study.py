@@ -16,6 +16,7 @@ from dit_analyzer.measures.distance import distances
 from dit_analyzer.measures.paper import paper_view
 from dit_analyzer.members import Member, members_of, read_plan, traces_in
 from dit_analyzer.show.tables import headline
+from dit_analyzer.views import VIEWS
 
 Measure = Callable[..., xr.Dataset]
 
@@ -63,6 +64,14 @@ class Study:
 
     def views(self, members: Sequence[Member]) -> list[xr.Dataset]:
         return [self.view(one) for one in members]
+
+    def earlier(self, one: Member, name: str, source: str | None = None) -> xr.Dataset:
+        """What one of `VIEWS` measures; it raises what that does."""
+        key = name, one.path, source or self.source
+        if key not in self._measured:
+            with open_trace(one.path) as trace:
+                self._measured[key] = VIEWS[name].measure(trace, key[2])
+        return self._measured[key]
 
     def of(self, members: list[Member]) -> Study:
         """The study of these traces alone; what is read and measured is kept for both."""
@@ -145,4 +154,5 @@ def _refuse_incomplete(one: Member, source: str) -> None:
     if one.num_steps < 2:
         raise IncompleteError(f"{one.path}: has one step, so nothing to compare; trace with --steps 2 or more")
     if source == "sample" and not one.has_samples:
-        raise IncompleteError(f"{one.path}: holds statistics only, no samples; use the exact source")
+        told = "holds statistics only, no archive, so nothing can be had from samples"
+        raise IncompleteError(f"{one.path}: {told}; use the exact source, or trace without --stats-only")

@@ -16,7 +16,7 @@ class View:
     """One view.
 
     Args:
-        paper: What was plotted, where.
+        paper: Whose observation it is, and of what. Numbers of figures are left out, for they could not be checked.
         home: Module of `dit_analyzer.measures.views` that has the function.
         name: Of the function there that measures a trace, and of the one in `dit_analyzer.show.views` that draws it.
         needs: Options of `dit-trace run` without which it is refused, or drawn in part.
@@ -39,11 +39,16 @@ class View:
 
 
 VIEWS = {
-    "l2c": View("Learning-to-Cache (arXiv 2406.01733), Figure 3", "layers", "l2c", "--kinds k,v,a,f"),
-    "tgate": View("T-GATE (arXiv 2404.02747), Figure 2", "layers", "tgate", "--kinds k,v,o,a for the heads themselves"),
+    "l2c": View("Learning-to-Cache (arXiv 2406.01733), changes of layers' outputs", "layers", "l2c", "--kinds k,v,a,f"),
+    "tgate": View(
+        "T-GATE (arXiv 2404.02747), change of cross-attention's output",
+        "layers",
+        "tgate",
+        "--kinds k,v,o,a for the heads themselves",
+    ),
     "pab": View("PAB (arXiv 2408.12588), attention differences", "layers", "pab"),
     "ditfastattn": View(
-        "DiTFastAttn (arXiv 2406.08552), Figure 4",
+        "DiTFastAttn (arXiv 2406.08552), similarity of attention outputs",
         "cosines",
         "ditfastattn",
         "samples, or --step-pairs all; --halves of a guided model",
@@ -54,7 +59,7 @@ VIEWS = {
         "smoothcache",
         "--kinds k,v,a,f; samples for lags beyond 1",
     ),  # fmt: skip
-    "magcache": View("MagCache (arXiv 2506.09045), Figure 1", "stack", "magcache", "the stack (no --no-stack)"),
+    "magcache": View("MagCache (arXiv 2506.09045), magnitude ratio", "stack", "magcache", "the stack (no --no-stack)"),
     "teacache": View(
         "TeaCache (arXiv 2411.19108), input and output differences", "stack", "teacache", "the stack (no --no-stack)"
     ),  # fmt: skip

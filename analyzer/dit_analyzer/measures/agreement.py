@@ -39,18 +39,14 @@ def agreement(sampled: xr.Dataset, exact: xr.Dataset) -> list[dict[str, Any]]:
         pairs = {"l1": [view["l1"].sel(kind=kind) for view in (sampled, exact)]}
         if several:
             pairs["cv"] = [cv.sel(kind=kind) for cv in cvs]
-        records += [{"kind": kind, "quantity": name} | _deviation(*pair) for name, pair in pairs.items()]
+        records += [{"kind": kind, "quantity": name} | deviation(*pair) for name, pair in pairs.items()]
         apart = [np.asarray(chance.sel(kind=kind)) for chance in chances]
         records.append({"kind": kind, "quantity": "change"} | _summary(np.abs(apart[0] - apart[1])))
     return records
 
 
-def view_agreement(sampled: xr.Dataset, exact: xr.Dataset) -> list[dict[str, Any]]:
-    """The same of a view of an earlier paper (`dit_analyzer.views`), from either source: a record for each quantity."""
-    return [{"quantity": str(name)} | _deviation(sampled[name], exact[name]) for name in exact if name in sampled]
-
-
-def _deviation(sampled: xr.DataArray, exact: xr.DataArray) -> dict[str, Any]:
+def deviation(sampled: xr.DataArray, exact: xr.DataArray) -> dict[str, Any]:
+    """Cells in which both are finite and the exact value is not 0; median and largest relative deviation there."""
     one, other = np.asarray(sampled), np.asarray(exact)
     usable = np.isfinite(one) & np.isfinite(other) & (other != 0)
     return _summary(np.abs(one[usable] / other[usable] - 1))

@@ -8,9 +8,9 @@ from typing import Any
 
 import xarray as xr
 from dit_formats.console import harmless, plural
-from dit_formats.reader import open_trace
 
-from dit_analyzer.measures.agreement import agreement, view_agreement
+from dit_analyzer.measures.agreement import agreement
+from dit_analyzer.measures.views.sampling import deviations_of, has_sampled, sentence
 from dit_analyzer.members import Member
 from dit_analyzer.printed import PAPER
 from dit_analyzer.show import facts, figures, papertables
@@ -59,31 +59,28 @@ def drawing_pages(study: Study) -> Iterator[Output]:
 def view_pages(study: Study, views: Sequence[str]) -> Iterator[Output]:
     """What earlier papers plotted, of each trace, named by trace and view. All are measured before one is drawn.
 
+    Beside a picture with anything from samples, a table says how far these are from exact statistics.
+
     Raises:
         IncompleteError: A trace does not hold what a view needs.
     """
-    records = []
     for one in study.members:
         for name in views:
-            found, rows = _measured(study, one, VIEWS[name])
-            records += [{"trace": one.name, "view": name} | row for row in rows]
+            found, apart = study.earlier(one, name), view_deviations(study, one, name)
             names = tuple(f"{one.name}-{name}.{ending}" for ending in figures.UNDATED)
+            found = found.assign_attrs(deviation="; ".join(sentence(row) for row in apart))
             yield Output(names, partial(_view, VIEWS[name], found, title_of(one)))
-    if study.source == "sample":
-        yield Output(("views-sampling.csv",), lambda: [papertables.records_to_csv(records).encode()])
+            if has_sampled(found):
+                table = partial(papertables.records_to_csv, apart)
+                yield Output((f"{one.name}-{name}-sampling.csv",), lambda table=table: [table().encode()])
 
 
-def _measured(study: Study, one: Member, view: View) -> tuple[xr.Dataset, list[dict[str, Any]]]:
-    """A view of a trace; from samples, with how far it is from the exact one."""
-    with open_trace(one.path) as trace:
-        found = view.measure(trace, study.source)
-        if study.source != "sample":
-            return found, []
-        rows = view_agreement(found, view.measure(trace, "exact"))
-    first = rows[0]  # what is drawn; others follow from it
-    if first["cells"]:
-        found.attrs["deviation"] = f"median {first['median']:.1%} off the exact, at most {first['largest']:.0%}"
-    return found, rows
+def view_deviations(study: Study, one: Member, name: str) -> list[dict[str, Any]]:
+    """For each quantity, how far a view from samples is from exact statistics; nothing if nothing is sampled."""
+    if not has_sampled(study.earlier(one, name)):
+        return []
+    sampled, exact = (study.earlier(one, name, source) for source in ("sample", "exact"))
+    return [{"trace": one.name, "model": one.model, "view": name} | record for record in deviations_of(sampled, exact)]
 
 
 def _view(view: View, found: xr.Dataset, title: str) -> list[bytes]:

@@ -1,4 +1,4 @@
-"""What the views share: refusals, guidance halves, means that keep what is missing visible, and sampled activations."""
+"""What the views share: refusals, guidance halves, and means that keep what is missing visible."""
 
 from __future__ import annotations
 
@@ -39,10 +39,11 @@ def has_samples(trace: Trace, stream: str) -> bool:
     return trace.shape(stream, "token")[-1] > 0
 
 
-def need_samples(trace: Trace, stream: str) -> None:
-    """IncompleteError if the trace holds statistics alone."""
+def need_samples(trace: Trace, stream: str, what: str) -> None:
+    """IncompleteError if the trace holds statistics alone; `what` cannot be had from it."""
     if not has_samples(trace, stream):
-        raise IncompleteError(f"{trace.path}: holds statistics only, no samples; trace without --stats-only")
+        told = f"holds statistics only, no archive, and {what} can be had from samples alone"
+        raise IncompleteError(f"{trace.path}: {told}; trace without --stats-only")
 
 
 def halves(trace: Trace, stream: str) -> list[int]:
@@ -68,26 +69,6 @@ def sum_of(values: xr.DataArray, recorded: xr.DataArray, axes: Sequence[str]) ->
     return values.where(recorded).sum(axes).where(~lost & recorded.any(axes))
 
 
-class Samples:
-    """The sampled values of a stream or the stack; where they lie is read once."""
-
-    def __init__(self, trace: Trace, stream: str) -> None:
-        self._trace, self._stream, self._branches = trace, stream, halves(trace, stream)
-        self._there = trace.geometry(stream, "channel") >= 0
-        self._weight = trace.geometry(stream, "weight")
-
-    def of(self, prompt: int, kind: int, layer: int) -> tuple[Floats, Floats]:
-        """One kind and layer in the guidance halves, (branch, position, step), and weights (position) that sum to 1.
-
-        Of the stack, `layer` is a site and its kind is 0.
-        """
-        shard, row = self._trace.rows[prompt]
-        kept = self._there[kind, layer]
-        with shard:
-            cells = [shard.cell(self._stream, row, branch, kind, layer) for branch in self._branches]
-        return np.stack(cells)[:, kept].astype(np.float64), self._weight[kind, layer][kept]
-
-
 def coordinates(trace: Trace, stream: str = LATENT) -> dict[str, object]:
     """Names of prompts, guidance halves, transitions and steps, with timestep and sigma of each step."""
     branches = trace.branches(stream)
@@ -106,15 +87,31 @@ def dataset(
     formulas: dict[str, tuple[str, str]],
     source: str,
     notes: Sequence[str],
+    errors: dict[str, tuple[xr.DataArray, xr.DataArray | bool]],
 ) -> xr.Dataset:
-    """The variables, each with its unit and formula, and in `notes` what was computed and how the paper differs."""
+    """The variables, each with its unit and formula, and in `notes` what was computed and how the paper differs.
+
+    Args:
+        errors: For a variable, the standard error that sampled positions cause in its mean over prompts, kept as
+            `NAME_se`; and where it is from exact statistics, kept as the coordinate `NAME_exact`.
+    """
+    sampled = any(has_samples(trace, stream) for stream in trace.streams)
     attributes = {
         "model": str(trace.run.settings.get("model", "")),
         "num_steps": trace.num_steps,
         "source": source,
-        "notes": "; ".join(notes),
+        "notes": "; ".join([*notes, *([] if sampled else ["statistics only, no archive"])]),
     }
     view = xr.Dataset(variables, attrs=attributes)
     for name, (unit, formula) in formulas.items():
         view[name].attrs = {"units": unit, "formula": formula}
+    for name, (error, exact) in errors.items():
+        formula = "of the mean over prompts, from sampled positions: jackknife over groups of them, 0 where exact"
+        view[f"{name}_se"] = error.assign_attrs(units=view[name].attrs["units"], formula=formula)
+        view = view.assign_coords({f"{name}_exact": exact})
     return view
+
+
+def no_error(values: xr.DataArray, *axes: str) -> xr.DataArray:
+    """0 for what is exact, without prompts and some axes; NaN where there is no value."""
+    return values.mean(("prompt", *axes), skipna=False) * 0
