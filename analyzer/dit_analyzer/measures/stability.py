@@ -13,7 +13,7 @@ which has no end at 1, it misses equal shapes in one of five cases (`benchmarks/
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,6 +42,11 @@ ALIKE = 0.15
 """Shapes are equivalent if the upper end of the interval of D is below: then they differ by less than a factor 1.16."""
 
 CONFIDENCE = 0.95
+NOTHING: dict[str, object] = {
+    **dict.fromkeys(("s", "s_low", "s_high", "d", "d_low", "d_high", "level", "p_value"), np.nan),
+    "verdict": "undecided",
+}
+"""Of two curves without a common cell."""
 
 
 @dataclass(frozen=True)
@@ -76,16 +81,25 @@ def stability(one: xr.Dataset, other: xr.Dataset, axis: str = "step") -> xr.Data
         ValueError: An unknown axis.
     """
     one, other = common_prompts(one, other)
+    return by_kind(one, other, axis, _compared)
+
+
+def by_kind(
+    one: xr.Dataset, other: xr.Dataset, axis: str, compared: Callable[[Shapes], dict[str, object]]
+) -> xr.Dataset:
+    """What `compared` says of the shapes of each kind, and what `stability` says of all; `NOTHING` where no cell has a
+    value in both."""
     kinds = common_kinds(one, other)
     points = common_points(places(one, axis), places(other, axis))
-    rows = [_compared(shapes(one, other, kind, axis, points)) for kind in kinds]
-    found = {name: ("kind", [row[name] for row in rows]) for name in rows[0]}
+    pairs = [shapes(one, other, kind, axis, points) for kind in kinds]
+    rows = [compared(pair) if pair.one.shape[1] else NOTHING for pair in pairs]
+    found = {name: ("kind", [row[name] for row in rows]) for name in NOTHING}
     return xr.Dataset(
         found
         | {
-            "cells_left_out": left_out(one.sel(kind=kinds)) + left_out(other.sel(kind=kinds)),
+            "cells_left_out": _left_out(one.sel(kind=kinds)) + _left_out(other.sel(kind=kinds)),
             "max_dsigma": most_apart((one, other)),
-            "prompts": one.sizes["prompt"],
+            "prompts": min(one.sizes["prompt"], other.sizes["prompt"]),
         },
         {"kind": kinds},
         {"axis": axis, "models": [str(view.attrs.get("model", "")) for view in (one, other)]},
@@ -118,9 +132,6 @@ def _centred(curves: Floats, there: np.ndarray) -> Floats:
 
 def _compared(pair: Shapes) -> dict[str, object]:
     """What `stability` says of one kind."""
-    if not pair.one.shape[1]:
-        nothing = dict.fromkeys(("s", "s_low", "s_high", "d", "d_low", "d_high", "level", "p_value"), np.nan)
-        return nothing | {"verdict": "undecided"}
     apart, *own = (products(values) for values in (pair.other - pair.one, pair.one, pair.other))
     square, squares = mean_square(apart), mean_square_without_each(apart)
     s, without = (1 - part / scale for part, scale in ((square, scale_of(own)), (squares, _scales_without_each(own))))
@@ -155,7 +166,7 @@ def interval(found: float, without: Floats) -> tuple[float, float]:
     return (float(estimate.low), float(estimate.high)) if len(without) > 2 else (float("nan"), float("nan"))
 
 
-def left_out(view: xr.Dataset) -> xr.DataArray:
+def _left_out(view: xr.Dataset) -> xr.DataArray:
     """Cells of each kind that were measured, but have no logarithm in some prompt."""
     l1 = view["l1"]
     usable = (np.isfinite(l1) & (l1 > 0)).all("prompt")

@@ -16,10 +16,9 @@ import numpy as np
 import xarray as xr
 from scipy.special import stdtrit
 
-from dit_analyzer.measures.axes import Floats, common_points, most_apart, places
+from dit_analyzer.measures.axes import Floats
 from dit_analyzer.measures.jackknife import from_replicates
-from dit_analyzer.measures.pairing import common_kinds
-from dit_analyzer.measures.stability import ALIKE, CONFIDENCE, TAU, Shapes, left_out, shapes
+from dit_analyzer.measures.stability import ALIKE, CONFIDENCE, TAU, Shapes, by_kind
 from dit_analyzer.measures.unbiased import mean_square, mean_square_without_each, products
 
 
@@ -36,26 +35,10 @@ def unpaired(one: xr.Dataset, other: xr.Dataset, axis: str = "step") -> xr.Datas
     Raises:
         ComparisonError: As `stability`, but for prompts.
     """
-    kinds = common_kinds(one, other)
-    points = common_points(places(one, axis), places(other, axis))
-    rows = [_compared(shapes(one, other, kind, axis, points)) for kind in kinds]
-    found = {name: ("kind", [row[name] for row in rows]) for name in rows[0]}
-    return xr.Dataset(
-        found
-        | {
-            "cells_left_out": left_out(one.sel(kind=kinds)) + left_out(other.sel(kind=kinds)),
-            "max_dsigma": most_apart((one, other)),
-            "prompts": min(one.sizes["prompt"], other.sizes["prompt"]),
-        },
-        {"kind": kinds},
-        {"axis": axis, "models": [str(view.attrs.get("model", "")) for view in (one, other)]},
-    )
+    return by_kind(one, other, axis, _compared)
 
 
 def _compared(pair: Shapes) -> dict[str, object]:
-    if not pair.one.shape[1]:
-        nothing = dict.fromkeys(("s", "s_low", "s_high", "d", "d_low", "d_high", "level", "p_value"), np.nan)
-        return nothing | {"verdict": "undecided"}
     both = _Both(products(pair.one), products(pair.other), pair.one @ pair.other.T / pair.one.shape[1])
     s, *s_ends = both.estimate(of_shape=True)
     square, *ends = both.estimate(of_shape=False)
