@@ -6,14 +6,23 @@ claim about all models refutes it; one that keeps it supports it for its own mod
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 
 from dit_analyzer.measures.stability import ALIKE
-from dit_analyzer.measures.verdicts import UNDERPOWERED, Row, for_all, for_some, prompts_needed
+from dit_analyzer.measures.verdicts import (
+    REFUTED,
+    SUPPORTED,
+    UNDERPOWERED,
+    Row,
+    for_all,
+    for_some,
+    prompts_needed,
+    stands_among,
+)
 from dit_analyzer.printed import FLUX, PAPER, WORDS
 from dit_analyzer.study import Study
 from dit_analyzer.trials import (
@@ -21,6 +30,7 @@ from dit_analyzer.trials import (
     LIKE_PRINTED,
     RISE,
     SURE,
+    TREND,
     attention_far_above,
     deeper,
     jump,
@@ -31,6 +41,22 @@ from dit_analyzer.trials import (
     shape,
     smoother,
 )
+
+
+def for_every_row(rows: Sequence[Row]) -> str:
+    """Holds in every case."""
+    return for_all(row.verdict for row in rows)
+
+
+def for_some_row(rows: Sequence[Row]) -> str:
+    """Holds in one case or more."""
+    return for_some(row.verdict for row in rows)
+
+
+def for_every_pair(rows: Sequence[Row]) -> str:
+    """Holds of every pair of traces, in one kind or more."""
+    pairs = dict.fromkeys(row.of for row in rows)
+    return for_all(for_some(row.verdict for row in rows if row.of == pair) for pair in pairs)
 
 
 @dataclass(frozen=True)
@@ -54,7 +80,7 @@ class Claim:
     measure: str
     margin: float | None
     test: Callable[[Study], Iterator[Row]]
-    join: Callable[[Iterable[str]], str] = for_all
+    join: Callable[[Sequence[Row]], str] = for_every_row
     model: str = ""
     needs: str = ""
     factor: bool = False
@@ -69,7 +95,13 @@ class Judged:
 
     @property
     def verdict(self) -> str:
-        return self.claim.join(row.verdict for row in self.rows)
+        """What the rows say together, those that alone would decide it counted only if they stand among so many."""
+        return self.claim.join([self._among(row) for row in self.rows])
+
+    def _among(self, row: Row) -> Row:
+        decides = row.verdict == (SUPPORTED if self.claim.join is for_some_row else REFUTED)
+        stands = not decides or stands_among(row, self.claim.margin, len(self.rows))
+        return row if stands else row._replace(verdict=UNDERPOWERED)
 
 
 def judged(study: Study) -> list[Judged]:
@@ -82,7 +114,10 @@ def _with_need(claim: Claim, row: Row) -> Row:
     if row.verdict != UNDERPOWERED or claim.margin is None or not row.prompts:
         return row
     needed = prompts_needed(row.effect, row.low, row.high, claim.margin, row.prompts)
-    said = f"about {needed} prompts would tell" if needed else "more prompts hardly help"
+    if not row.low == row.low:
+        said = "too few prompts for an interval"
+    else:
+        said = f"about {needed} prompts would tell" if needed else "more prompts hardly help"
     return row._replace(note="; ".join(filter(None, (row.note, said))))
 
 
@@ -94,7 +129,7 @@ def trained(study: Study) -> Study:
 _SHAPES = "D between the two curves' shapes, as a factor; {} ×1.16 (0.15 in logarithms)"
 _STEPS = "dit-trace study mine.toml -o FOLDER, with several steps"
 _SCHEDULERS = "dit-trace study mine.toml -o FOLDER, with a scheduler whose noise levels differ"
-_RUNS = "dit-trace run MODEL -n 32 -o FOLDER/MODEL.trace, for two models or more"
+_RUNS = "dit-trace run MODEL -p captions.txt -n 32 -o FOLDER/MODEL.trace, for two models or more"
 
 
 def _named() -> Iterator[Claim]:
@@ -107,7 +142,7 @@ def _named() -> Iterator[Claim]:
             None,
             partial(jump, num_steps=num_steps, paper_step=step),
             model=FLUX,
-            needs=f"dit-trace run {FLUX} --steps {num_steps} -n 32 -o FOLDER/{FLUX}-{num_steps}.trace",
+            needs=f"dit-trace run {FLUX} --steps {num_steps} -p captions.txt -n 32 -o FOLDER/{FLUX}-{num_steps}.trace",
         )
     for model, shapes in WORDS.items():
         said = " and ".join(f"{', '.join(k.upper() for k in kinds)} {word}" for word, kinds in _by_word(shapes).items())
@@ -118,7 +153,7 @@ def _named() -> Iterator[Claim]:
             None,
             partial(shape, model=model),
             model=model,
-            needs=f"dit-trace run {model} -n 32 -o FOLDER/{model}.trace",
+            needs=f"dit-trace run {model} -p captions.txt -n 32 -o FOLDER/{model}.trace",
         )
     for model, one in PAPER.items():
         if one.cv:
@@ -129,7 +164,7 @@ def _named() -> Iterator[Claim]:
                 None,
                 partial(printed_cv, model=model),
                 model=model,
-                needs=f"dit-trace run {model} -n 32 -o FOLDER/{model}.trace",
+                needs=f"dit-trace run {model} -p captions.txt -n 32 -o FOLDER/{model}.trace",
             )
 
 
@@ -144,19 +179,20 @@ CLAIMS = (
     Claim(
         "Models differ in how change is spread over the steps.",
         "abstract, section 4",
-        _SHAPES.format("holds above"),
+        _SHAPES.format("holds above") + ", in one kind of one pair or more",
         ALIKE,
         models_apart,
-        for_some,
+        for_some_row,
         needs=_RUNS,
         factor=True,
     ),
     Claim(
         "There is no pattern common to models: any two of them differ.",
         "abstract",
-        _SHAPES.format("holds above"),
+        _SHAPES.format("holds above") + ", in one kind or more of every pair",
         ALIKE,
         models_apart,
+        for_every_pair,
         needs=_RUNS,
         factor=True,
     ),
@@ -166,7 +202,7 @@ CLAIMS = (
         "CV_shape, how far one prompt's curve is from the mean's shape; holds below 0.15",
         ALIKE,
         prompts_alike,
-        needs="dit-trace run MODEL -n 32 -o FOLDER/MODEL.trace",
+        needs="dit-trace run MODEL -p captions.txt -n 32 -o FOLDER/MODEL.trace",
     ),
     Claim(
         "Within a model the curves are stable over step counts.",
@@ -198,19 +234,19 @@ CLAIMS = (
     Claim(
         "Deeper layers change more.",
         "section 4",
-        f"factor of L1 from input to output; holds above ×{RISE}",
+        f"factor of L1 from input to output; holds above ×{RISE}, where a line explains {TREND:.0%} or more",
         np.log(RISE),
         partial(deeper, quantity="l1"),
-        needs="dit-trace run MODEL -n 32 -o FOLDER/MODEL.trace",
+        needs="dit-trace run MODEL -p captions.txt -n 32 -o FOLDER/MODEL.trace",
         factor=True,
     ),
     Claim(
         "Deeper layers change more, as a share of what they hold.",
         "not in the paper, which looks at absolute change alone",
-        f"factor of relative L1 from input to output; holds above ×{RISE}",
+        f"factor of relative L1 from input to output; holds above ×{RISE}, where a line explains {TREND:.0%} or more",
         np.log(RISE),
         partial(deeper, quantity="rel_l1"),
-        needs="dit-trace run MODEL -n 32 -o FOLDER/MODEL.trace",
+        needs="dit-trace run MODEL -p captions.txt -n 32 -o FOLDER/MODEL.trace",
         factor=True,
     ),
     Claim(
@@ -219,8 +255,8 @@ CLAIMS = (
         f"the smaller of A/K and A/V; holds above ×{FAR:g}",
         np.log(FAR),
         attention_far_above,
-        for_some,
-        needs="dit-trace run MODEL -n 32 -o FOLDER/MODEL.trace",
+        for_some_row,
+        needs="dit-trace run MODEL -p captions.txt -n 32 -o FOLDER/MODEL.trace",
         factor=True,
     ),
     Claim(

@@ -15,7 +15,7 @@ from typing import Any
 import click
 from dit_formats.console import Program, harmless, plural
 
-from dit_analyzer.results import ABOUT, DISTANCES, PAPER, RESULTS
+from dit_analyzer.results import ABOUT, DISTANCES, PAPER, RESULTS, VARIATION
 from dit_analyzer.views import VIEWS
 
 TRACES = click.argument("traces", nargs=-1, required=True, type=click.Path(path_type=Path))
@@ -182,13 +182,16 @@ def export(trace: Path, output: Path, what: tuple[str, ...], source: str, dask: 
     from dit_analyzer.exports import export as write
     from dit_analyzer.exports import refuse
     from dit_analyzer.measures.distance import distances
+    from dit_analyzer.measures.sampled import left_out_positions
     from dit_analyzer.results import measured
 
     names = tuple(dict.fromkeys(what))
     refuse(output, names, force=force)
     with open_trace(trace) as opened:
         ds = distances(opened, source=source, dask=dask)
-    for path in write(measured(ds, names, str(trace)), output, force=force):
+        positions = source == "sample" and VARIATION in names
+        without = left_out_positions(opened, dask=dask) if positions else None
+    for path in write(measured(ds, names, str(trace), without), output, force=force):
         click.echo(path)
     click.echo(f"next: dit-analyze summary {shlex.quote(str(trace))}", err=True)
 

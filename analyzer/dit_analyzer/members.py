@@ -19,7 +19,7 @@ from dit_formats.study import NAME, read_study
 from numpy.typing import NDArray
 
 from dit_analyzer.measures.paper import LEFT_OUT
-from dit_analyzer.printed import FLUX, PAPER
+from dit_analyzer.printed import CONFIGURED, FLUX, PAPER
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,15 @@ class Member:
     def attention_layers(self) -> int:
         """How many layers the paper looks at: those without cross-attention and feed-forward networks."""
         return sum(number for kind, number in self.layers.items() if kind not in LEFT_OUT)
+
+    @property
+    def is_of_the_paper(self) -> bool:
+        """Whether it is one of the paper's models at its full size: that name, as many layers, as many parameters.
+
+        Whether weights were trained is in no trace.
+        """
+        layers, parameters = CONFIGURED.get(self.model, (0, 0))
+        return layers == self.attention_layers and self.parameters in (None, parameters)
 
     @property
     def cv_printed(self) -> tuple[float, ...]:
@@ -165,6 +174,9 @@ def members_of(paths: Sequence[Path], plan: dict[str, str] | None = None) -> lis
     ranks = {name: rank for rank, name in enumerate(plan)}
     models = list(PAPER)
     guessed = [replace(one, role=plan.get(one.path.name, role)) for one, role in zip(found, _roles(found))]
+    whole = {one.model for one in guessed if one.role == "default"}
+    own = zip(guessed, _roles(found))  # where the planned first run is not there, as if there were no plan
+    guessed = [one if one.model in whole else replace(one, role=role) for one, role in own]
     guessed.sort(
         key=lambda one: (
             ranks.get(one.path.name, len(ranks)),

@@ -35,15 +35,15 @@ class Result:
     kinds: int = 1
 
     @property
-    def measure(self) -> Callable[[xr.Dataset], xr.Dataset]:
+    def measure(self) -> Callable[..., xr.Dataset]:
         return getattr(import_module(f"dit_analyzer.measures.{self.home}"), self.name)
 
 
-DISTANCES, PAPER = "distances", "paper"
+DISTANCES, PAPER, VARIATION = "distances", "paper", "variation"
 RESULTS = {
     DISTANCES: Result("all distances, of each prompt, branch, stream, kind, layer and transition"),
     PAPER: Result("what the paper looks at of them: branches and streams joined", "paper", "paper_view"),
-    "variation": Result("CV over prompts, with intervals", "variation", "variation", prompts=2),
+    VARIATION: Result("CV over prompts, with intervals", "variation", "variation", prompts=2),
     "components": Result("variance components of log L1", "components", "components", prompts=2),
     "changes": Result("change points and dips", "changes", "changes"),
     "shapes": Result("the word for each curve", "words", "words"),
@@ -55,12 +55,15 @@ RESULTS = {
 ABOUT = "; ".join(f"{name}: {one.about}" for name, one in RESULTS.items()) + "."
 
 
-def measured(distances: xr.Dataset, names: Sequence[str], trace: str = "the trace") -> dict[str, xr.Dataset]:
+def measured(
+    distances: xr.Dataset, names: Sequence[str], trace: str = "the trace", without: xr.Dataset | None = None
+) -> dict[str, xr.Dataset]:
     """The named results of one trace, in that order, each once.
 
     Args:
         distances: Of the trace, as `distances` gives them.
         trace: What to call it in an error.
+        without: `left_out_positions` of distances from samples; with it the interval of a CV holds what positions do.
 
     Raises:
         KeyError: No such result.
@@ -74,6 +77,8 @@ def measured(distances: xr.Dataset, names: Sequence[str], trace: str = "the trac
         if name not in (DISTANCES, PAPER):
             _refuse(name, result, view, trace)
     given = {DISTANCES: distances, PAPER: view}
+    if without is not None and VARIATION in wanted:
+        given[VARIATION] = RESULTS[VARIATION].measure(view, without=RESULTS[PAPER].measure(without))
     return {name: given[name] if name in given else result.measure(view) for name, result in wanted.items()}
 
 

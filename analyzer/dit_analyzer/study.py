@@ -14,6 +14,8 @@ from dit_formats.reader import open_trace
 
 from dit_analyzer.measures.distance import distances
 from dit_analyzer.measures.paper import paper_view
+from dit_analyzer.measures.sampled import left_out_positions
+from dit_analyzer.measures.variation import variation
 from dit_analyzer.members import Member, members_of, read_plan, traces_in
 from dit_analyzer.show.tables import headline
 from dit_analyzer.views import VIEWS
@@ -65,6 +67,17 @@ class Study:
     def views(self, members: Sequence[Member]) -> list[xr.Dataset]:
         return [self.view(one) for one in members]
 
+    def variation(self, one: Member) -> xr.Dataset:
+        """`variation` of a trace; from samples, with what the choice of positions adds. It raises what that does."""
+        key = "variation", one.path
+        if key not in self._measured:
+            without = None
+            if self.source == "sample" and one.prompts > 1:
+                with open_trace(one.path) as trace:
+                    without = paper_view(left_out_positions(trace, dask=self.dask))
+            self._measured[key] = variation(self.view(one), without=without)
+        return self._measured[key]
+
     def earlier(self, one: Member, name: str, source: str | None = None) -> xr.Dataset:
         """What one of `VIEWS` measures; it raises what that does."""
         key = name, one.path, source or self.source
@@ -107,8 +120,8 @@ class Output:
 
 
 SAMPLED = (
-    "From the sampled values alone. Intervals are over prompts; what the choice of positions adds, the same for all "
-    "prompts, is not in them: `sampling.csv` says how far L1 and CV are from the exact ones."
+    "From the sampled values alone. Intervals of CVs hold what the choice of positions adds; all others are over "
+    "prompts alone, and `sampling.csv` says how far L1, CV and probabilities of a change are from the exact ones."
 )
 
 

@@ -6,22 +6,25 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import xarray as xr
+from dit_formats.console import plural
 
 from dit_analyzer.measures.changes import changes
 from dit_analyzer.measures.components import components
 from dit_analyzer.measures.depth import depth_trend, kind_contrast
 from dit_analyzer.measures.stability import ALIKE
-from dit_analyzer.measures.variation import variation
 from dit_analyzer.measures.verdicts import NOT_TESTED, REFUTED, SUPPORTED, UNDERPOWERED, Row, above, below, near
 from dit_analyzer.measures.words import words
 from dit_analyzer.members import Member
 from dit_analyzer.pairs import between, roughness_of, stability_of, within
-from dit_analyzer.printed import FLUX, WORDS
+from dit_analyzer.printed import CONFIGURED, FLUX, PAPER, WORDS
+from dit_analyzer.show.papertables import billions
 from dit_analyzer.show.stability import LITTLE_CONTRAST
 from dit_analyzer.study import Study
 
 RISE = 1.05
 """Factor from input to output from which on deeper layers change more."""
+TREND = 0.25
+"""Share of the layers' variance that the line must explain to be a trend."""
 FAR = 2.0
 """Factor by which A is far above K and V."""
 LIKE_PRINTED = 1.25
@@ -31,10 +34,8 @@ SURE = 0.9
 
 
 def models_apart(study: Study) -> Iterator[Row]:
-    """Of each pair the kind that differs most: two models differ if one kind does."""
     for one, other in between(study.members):
-        rows = list(_shapes(study, one, other, "step", above))
-        yield max(rows, key=lambda row: row.low if row.low == row.low else row.effect)
+        yield from _shapes(study, one, other, "step", above)
 
 
 def runs_alike(study: Study, role: str, axis: str) -> Iterator[Row]:
@@ -86,8 +87,12 @@ def deeper(study: Study, quantity: str) -> Iterator[Row]:
         found = study.measured(depth_trend, one).sel(quantity=quantity)
         for kind in found.kind.values.tolist():
             slope, low, high = (found[name].sel(kind=kind).item() for name in ("slope", "low", "high"))
-            note = f"a line explains {found['explained'].sel(kind=kind).item():.0%}"
-            yield Row(one.name, kind, slope, low, high, above(low, high, np.log(RISE)), note, one.prompts)
+            explained = found["explained"].sel(kind=kind).item()
+            verdict, note = above(low, high, np.log(RISE)), f"a line explains {explained:.0%}"
+            if verdict == SUPPORTED and explained < TREND:
+                yield Row(one.name, kind, slope, low, high, UNDERPOWERED, f"{note}: no trend over so few layers")
+                continue
+            yield Row(one.name, kind, slope, low, high, verdict, note, one.prompts)
 
 
 def attention_far_above(study: Study) -> Iterator[Row]:
@@ -131,6 +136,9 @@ def jump(study: Study, num_steps: int, paper_step: int) -> Iterator[Row]:
     for one in study.members:
         if one.model != FLUX or one.num_steps != num_steps or "scheduler" in one.role:
             continue
+        if not one.is_of_the_paper:
+            yield _another(one)
+            continue
         found = study.measured(changes, one)
         for kind in found.kind.values.tolist():
             near_by = found.sel(kind=kind).isel(transition=abs(found.paper_step.values - paper_step) <= 1)
@@ -144,8 +152,11 @@ def jump(study: Study, num_steps: int, paper_step: int) -> Iterator[Row]:
 
 def shape(study: Study, model: str) -> Iterator[Row]:
     """Whether the mean over layers does what the paper's figure shows; the effect is how far prompts agree."""
-    for one in study.defaults:
-        if one.model != model:
+    for one in study.members:
+        if one.model != model or one.figure != str(PAPER[model].figure):
+            continue
+        if not one.is_of_the_paper:
+            yield _another(one)
             continue
         found = study.measured(words, one)
         for kind in (kind for kind in found.kind.values.tolist() if kind in WORDS[model]):
@@ -159,8 +170,11 @@ def printed_cv(study: Study, model: str) -> Iterator[Row]:
     for one in study.members:
         if one.model != model or not one.cv_printed:
             continue
+        if not one.is_of_the_paper:
+            yield _another(one)
+            continue
         try:
-            found = study.measured(variation, one)
+            found = study.variation(one)
         except ValueError as error:
             yield _untested(one.name, str(error))
             continue
@@ -169,6 +183,13 @@ def printed_cv(study: Study, model: str) -> Iterator[Row]:
             yield Row(
                 one.name, kind, cv, low, high, near(low, high, printed / 100, LIKE_PRINTED), f"printed {printed:g} %"
             )
+
+
+def _another(one: Member) -> Row:
+    """Of a trace that goes by the name of a model that it is not."""
+    layers, parameters = CONFIGURED[one.model]
+    own = f"{plural(one.attention_layers, 'layer')} and {billions(one.parameters) if one.parameters else 'unknown'}"
+    return _untested(one.name, f"has {own} parameters, not {layers} and {billions(parameters)}: not {one.model} itself")
 
 
 def _untested(of: str, why: str) -> Row:

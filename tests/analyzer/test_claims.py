@@ -14,7 +14,7 @@ from dit_analyzer.claims import CLAIMS, Claim, Judged, judged
 from dit_analyzer.measures.verdicts import NOT_TESTED, REFUTED, SUPPORTED, UNDERPOWERED, Row
 from dit_analyzer.members import Member
 from dit_analyzer.pages import claim_pages
-from dit_analyzer.printed import PAPER, WORDS
+from dit_analyzer.printed import CONFIGURED, PAPER, WORDS
 from dit_analyzer.show import claims
 from dit_analyzer.study import Study
 from zoo.curves import bend, run, shifted
@@ -22,6 +22,12 @@ from zoo.curves import bend, run, shifted
 ONE = Member(
     Path("a"), "a", "one", 28, ("", "{}"), {"joint": 5}, 10, 10, 1, None, True, "exact", shifted(28), figure="S1"
 )
+
+
+def of_the_paper(model: str, **changes: object) -> Member:
+    layers, parameters = CONFIGURED[model]
+    figure = str(PAPER[model].figure)
+    return replace(ONE, model=model, layers={"joint": layers}, parameters=parameters, figure=figure, **changes)
 
 
 def other(sigma: np.ndarray, depth: np.ndarray) -> np.ndarray:
@@ -109,13 +115,16 @@ def jumping(step: int = 10, sign: float = 1.0) -> xr.Dataset:
 
 def test_a_claim_about_a_named_model_needs_that_model_with_trained_weights() -> None:
     words = "at 28 steps jumps"
-    flux = replace(ONE, model="flux.1-dev")
+    flux = of_the_paper("flux.1-dev")
     assert claim(judged(study((flux, jumping()))), words).verdict == SUPPORTED
     assert claim(judged(study((flux, jumping(18)))), words).verdict == REFUTED
     assert (
         claim(judged(study((flux, made(noise=0.02, curve=lambda sigma, depth: 0 * sigma * depth)))), words).verdict
         == REFUTED
     )
+    imposter = replace(flux, layers={"joint": 5}, parameters=148_000)
+    found = claim(judged(study((imposter, jumping()))), words)
+    assert found.verdict == NOT_TESTED and "has 5 layers and 148 k parameters, not 57 and 11.9 B" in found.rows[0].note
     for model in ("one", "tiny:flux.1-dev"):
         assert claim(judged(study((replace(ONE, model=model), jumping()))), words).verdict == NOT_TESTED
 
@@ -125,12 +134,50 @@ def test_a_cv_is_compared_with_the_printed_one(cv: float, verdict: str) -> None:
     view = made(noise=0.0)
     level = np.exp(np.random.default_rng(0).normal(0, cv, (200, 1, 1, 1)))
     l1 = (view["l1"].dims, view["l1"].mean("prompt").values * level)
-    sd3 = replace(ONE, model="sd3", figure="4", prompts=200)
+    sd3 = of_the_paper("sd3", prompts=200)
     found = claim(
         judged(study((sd3, xr.Dataset({"l1": l1, "rel_l1": l1}, attrs=view.attrs, coords={"kind": list("kva")})))),
         "CV of sd3",
     )
     assert found.verdict == verdict
+
+
+def test_the_shape_of_a_figure_is_tested_at_its_number_of_steps_alone() -> None:
+    words = "The curves of flux.1-dev"
+    there = claim(judged(study((of_the_paper("flux.1-dev"), jumping()))), words)
+    assert there.verdict == SUPPORTED and {row.kind for row in there.rows} == set("kva")
+    elsewhere = replace(of_the_paper("flux.1-dev"), figure="S1", num_steps=9)
+    assert claim(judged(study((elsewhere, jumping()))), words).rows == []
+
+
+def row(verdict: str, effect: float, half: float, of: str = "x") -> Row:
+    return Row(of, "k", effect, effect - half, effect + half, verdict)
+
+
+def test_one_case_among_many_decides_only_if_it_stands_with_a_wider_interval() -> None:
+    claim_ = replace(CLAIMS[9], margin=0.0)  # holds below 0, in every case
+    good = [row(SUPPORTED, -1.0, 0.1)] * 17
+    assert Judged(claim_, [row(REFUTED, 0.1, 0.09)]).verdict == REFUTED
+    assert Judged(claim_, [row(REFUTED, 0.1, 0.09), *good]).verdict == UNDERPOWERED
+    assert Judged(claim_, [row(REFUTED, 0.1, 0.05), *good]).verdict == REFUTED
+    some = replace(CLAIMS[0], margin=0.15)
+    assert Judged(some, [row(SUPPORTED, 0.25, 0.09)]).verdict == SUPPORTED
+    assert Judged(some, [row(SUPPORTED, 0.25, 0.09), *[row(REFUTED, 0.0, 0.1)] * 8]).verdict == UNDERPOWERED
+
+
+def test_two_models_differ_if_one_kind_does() -> None:
+    every = CLAIMS[1]
+    pair = [row(SUPPORTED, 0.5, 0.01), row(REFUTED, 0.0, 0.01)]
+    assert Judged(every, pair).verdict == SUPPORTED
+    assert Judged(every, [*pair, row(REFUTED, 0.0, 0.01, of="y")]).verdict == REFUTED
+
+
+def test_a_rise_that_a_line_does_not_explain_is_no_support() -> None:
+    view = made(rising)
+    zigzag = xr.where(view.layer % 2 == 0, 1.0, 20.0)
+    found = claim(judged(study((ONE, view.assign(l1=view["l1"] * zigzag)))), "layers change more.")
+    assert found.verdict != SUPPORTED
+    assert all("no trend" in one.note for one in found.rows if one.verdict == UNDERPOWERED)
 
 
 def test_random_weights_test_nothing() -> None:

@@ -101,7 +101,8 @@ def _of_kind(l1: Floats, effects: list[Effect]) -> dict[str, object]:
         if scale == "log" and 0 in (whole[name], *rest):
             scale = "square"
         found = from_replicates(whole[name], rest, scale)
-        result |= {name: whole[name], f"{name}_low": float(found.low), f"{name}_high": float(found.high)}
+        low = max(found.low, 0.0) if name == "icc_pattern" else found.low  # a share
+        result |= {name: whole[name], f"{name}_low": float(low), f"{name}_high": float(found.high)}
     return result | {"s2_pattern": whole["s2_pattern"], "s2": [s2.get(effect, np.nan) for effect in effects]}
 
 

@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 SCRIPT_PROMPTS = 10
 """Prompts that exp_1 and exp_2 read; the paper speaks of 1000, and of 100 for Mochi."""
 
+SCRIPT_LAYERS = {"cogvideox-5b": 30}
+"""Layers that both read of a model, where it has more."""
+
 
 def curve_weights(num_prompts: int, missing: Collection[int] = ()) -> NDArray[np.float64]:
     """The weight of each prompt in a curve of exp_2's figures, which a mean would give 1 / num_prompts, (prompt).

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
-from dit_analyzer.measures.defects import SCRIPT_PROMPTS, curve_weights
+from dit_analyzer.measures.defects import SCRIPT_LAYERS, SCRIPT_PROMPTS, curve_weights
 from dit_analyzer.measures.variation import variation
 
 
@@ -26,21 +26,24 @@ def as_published(view: xr.Dataset, prompts: int = SCRIPT_PROMPTS) -> xr.Dataset:
         prompts, see `variation`; and cv_first, the same correct cv of the first prompts alone, so that of cv_script's
         distance to cv the part of the formula and the part of the few prompts can be told apart.
         (kind, layer, transition): l1_script, the running mean that drops prompt 0, and l1, the mean over all prompts;
-        l1_ratio = l1_script / l1. Attributes: prompts, of the trace, and script_prompts, how many went into cv_script.
+        l1_ratio = l1_script / l1; both NaN in layers that the scripts do not read, beyond 30 of CogVideoX-5B.
+        Attributes: prompts, of the trace; script_prompts and script_layers, how many the scripts read.
 
     Raises:
         ValueError: Fewer than two prompts.
     """
     whole = variation(view)
     first = view.isel(prompt=slice(prompts))
+    read = SCRIPT_LAYERS.get(str(view.attrs.get("model", "")), view.sizes["layer"])
     l1 = first["l1"].transpose("prompt", "kind", "layer", "transition")
     recorded = first["count"].notnull() if "count" in first else l1.notnull()
     with np.errstate(invalid="ignore", divide="ignore"):
         ratio = l1.std("prompt", ddof=0, skipna=False) / l1.mean("prompt", skipna=False)
         there = recorded.any("prompt")
+        there = there & (xr.DataArray(range(view.sizes["layer"]), dims="layer") < read)
         lost = (there & ratio.isnull()).any(("layer", "transition"))
         mean = view["l1"].transpose(*l1.dims).mean("prompt", skipna=False)
-        script = mean.copy(data=running_mean(l1.values))
+        script = mean.copy(data=running_mean(l1.values)).where(there)
         return xr.Dataset(
             {
                 "cv_script": ratio.where(there).mean(("layer", "transition")).where(~lost),
@@ -50,7 +53,12 @@ def as_published(view: xr.Dataset, prompts: int = SCRIPT_PROMPTS) -> xr.Dataset:
                 "l1": mean,
                 "l1_ratio": script / mean.where(mean > 0),
             },
-            attrs=view.attrs | {"prompts": view.sizes["prompt"], "script_prompts": first.sizes["prompt"]},
+            attrs=view.attrs
+            | {
+                "prompts": view.sizes["prompt"],
+                "script_prompts": first.sizes["prompt"],
+                "script_layers": min(read, view.sizes["layer"]),
+            },
         )
 
 

@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from scipy.special import ndtri
+
 SUPPORTED, REFUTED, UNDERPOWERED, NOT_TESTED = "supported", "refuted", "underpowered", "not tested"
 
 
@@ -67,6 +69,22 @@ def prompts_needed(value: float, low: float, high: float, margin: float, prompts
         return None
     needed = math.ceil(prompts * (half / away) ** 2 * (1 - 1e-12))
     return needed if needed <= 100 * prompts else None
+
+
+def stands_among(row: Row, margin: float | None, cases: int) -> bool:
+    """Whether a case is on its side of the margin still when its 95 % interval is widened for so many cases.
+
+    By Bonferroni, as of a normal number: z(1 - 0.025 / cases) / z(0.975) times as wide. Without a margin it stands.
+
+    >>> row = Row("", "", 1.06, 1.002, 1.118, REFUTED)
+    >>> stands_among(row, 1.0, 1), stands_among(row, 1.0, 18)
+    (True, False)
+    """
+    if margin is None or not math.isfinite(row.low):
+        return True
+    near = row.low if row.effect > margin else row.high
+    wider = ndtri(1 - 0.025 / max(cases, 1)) / ndtri(0.975)
+    return bool(abs(row.effect - near) * wider < abs(row.effect - margin))
 
 
 def for_all(verdicts: Iterable[str]) -> str:

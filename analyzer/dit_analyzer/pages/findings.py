@@ -9,7 +9,6 @@ from dit_analyzer.measures.components import components
 from dit_analyzer.measures.concordance import concordance, mean_curves
 from dit_analyzer.measures.depth import depth_profile, depth_trend, kind_contrast
 from dit_analyzer.measures.pairing import ComparisonError
-from dit_analyzer.measures.variation import variation
 from dit_analyzer.members import Member
 from dit_analyzer.pairs import Pairs, between, roughness_of, stability_of, within
 from dit_analyzer.show import beside, figures, papertables
@@ -32,7 +31,7 @@ def variation_pages(study: Study) -> Iterator[Output]:
 
 def _varied(study: Study, one: Member) -> show_variation.Varied:
     try:
-        return show_variation.Varied(one.name, study.measured(variation, one), study.measured(components, one))
+        return show_variation.Varied(one.name, study.variation(one), study.measured(components, one))
     except ValueError as error:
         return show_variation.Varied(one.name, str(error), str(error))
 

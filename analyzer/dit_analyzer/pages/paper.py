@@ -36,7 +36,7 @@ def _tables(study: Study, shown: Sequence[Member]) -> Iterator[Output]:
 
     for number, table in (
         ("1", lambda: papertables.table_1(shown, study.views(shown))),
-        ("2", lambda: papertables.table_2(shown, study.views(shown), study.source)),
+        ("2", lambda: papertables.table_2(shown, study.views(shown), study.source, study.variation)),
     ):
         yield Output(tuple(f"table-{number}.{ending}" for ending in endings), make(table))
 

@@ -65,7 +65,8 @@ _METHOD = (
 )
 _STEPS = (
     "Steps count up as sampled: 10 → 11 is the change of L1 from that pair of steps on. The paper (arXiv 2411.13588) "
-    "counts down, and 10 → 11 of 28 is its step 16. The noise level is that of the first step of the pair. "
+    "counts down, and 10 → 11 of 28 is its step 16. Sigma is that of the first step of the pair, as its scheduler has "
+    "it. "
     "`changes-NAME.pdf` shows each trace layer by layer; `changes.csv` has the changes of single layers too, "
     "`shapes.csv` the word of each."
 )
@@ -74,7 +75,7 @@ _CHANGES = (
     "about 1, the curve bends. Interval: first steps of the pairs that hold 95 % of where the change is, given that it "
     "is. Layers: how many have a declared change of their own within one step."
 )
-_HEADER = ["trace", "kind", "step", "the paper's", "noise level", "jump", "slope", "interval", "posterior", "layers"]
+_HEADER = ["trace", "kind", "step", "the paper's", "sigma", "jump", "slope", "interval", "posterior", "layers"]
 _SHAPES_HEADER = ["trace", "kind", "layers", "word: how many (agreement)"]
 
 
@@ -163,7 +164,7 @@ def _dips(found: Sequence[Breaks]) -> Iterator[str]:
     if not rows:
         yield "None: no curve leaves its course for one or two steps and comes back."
         return
-    yield table([["trace", "kind", "step", "the paper's", "noise level", "pairs", "factor", "layers"], *rows])
+    yield table([["trace", "kind", "step", "the paper's", "sigma", "pairs", "factor", "layers"], *rows])
     yield "Factor: L1 over what the steps beside let expect; above 1 it is a spike. Dips take no part in changes."
 
 

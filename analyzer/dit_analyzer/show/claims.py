@@ -10,7 +10,6 @@ from dit_formats.console import harmless, plural
 
 from dit_analyzer.measures.verdicts import NOT_TESTED, REFUTED, SUPPORTED, UNDERPOWERED, Row
 from dit_analyzer.members import Member
-from dit_analyzer.printed import PAPER
 from dit_analyzer.show.facts import table
 
 if TYPE_CHECKING:
@@ -29,8 +28,12 @@ WORDS = (
     f"- **{UNDERPOWERED}**: an interval crosses the margin, or prompts, layers or the contrast are too few to tell.\n"
     f"- **{NOT_TESTED}**: no trace here can test it. A claim that names a model needs that model's trained weights; "
     "miniatures with random weights test nothing.",
-    "Each case is tested at 95 % on its own. Of a claim with many cases, the more there are the likelier one of them "
-    "is refuted by chance: about one in forty where the truth lies on the margin, far fewer elsewhere.",
+    "Each case is shown with its own 95 % interval and verdict. Where one case can decide a claim, refuting one about "
+    "all or supporting one about some, it must stand with an interval widened for the number of cases (Bonferroni); "
+    "else the claim is underpowered. A probability, or the share of prompts that agree, is its own measure of "
+    "certainty and has no interval. All intervals are over prompts: layers and kinds are those that there are.",
+    "Whether weights were trained is in no trace: one counts as trained unless it is of a miniature, and as one of the "
+    "paper's models if name, layers and parameters are that model's.",
     "What can be settled without weights stands in [facts.md](facts.md): layers and parameters, how different the "
     "schedulers are, where steps 16 of 28 and 34 of 56 lie, Mochi's first noise levels, and what the published scripts "
     "do. All cases stand in `claims.csv`.",
@@ -63,7 +66,7 @@ def _traces(members: Sequence[Member]) -> str:
     """Which traces were used, and whether any is of the paper's models."""
     used = [one for one in members if not one.has_random_weights]
     left = [one.name for one in members if one.has_random_weights]
-    own = sorted({one.model for one in used} & PAPER.keys())
+    own = sorted({one.model for one in used if one.is_of_the_paper})
     models = ", ".join(f"`{harmless(name)}`" for name in dict.fromkeys(one.model or one.name for one in used))
     lines = [f"Tested on {plural(len(used), 'trace')} of trained models: {models or 'none'}."]
     if left:

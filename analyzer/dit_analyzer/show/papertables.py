@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -79,10 +79,19 @@ def table_1(members: Sequence[Member], views: Sequence[xr.Dataset]) -> Table:
     return Table("1", "Models", header, rows, notes, records)
 
 
-def table_2(members: Sequence[Member], views: Sequence[xr.Dataset], source: str = "exact") -> Table:
+def table_2(
+    members: Sequence[Member],
+    views: Sequence[xr.Dataset],
+    source: str = "exact",
+    found: Callable[[Member], xr.Dataset] | None = None,
+) -> Table:
     """CV over prompts of K, V and A for each trace: as the paper defines it, beside what it prints, and corrected for
-    the number of prompts, with its 95 % interval."""
-    columns = [_variations(one, view) for one, view in zip(members, views)]
+    the number of prompts, with its 95 % interval.
+
+    Args:
+        found: Gives `variation` of a trace, where it is known already.
+    """
+    columns = [_variations(one, view, found) for one, view in zip(members, views)]
     kinds = "kva"
     rows = [[Cell(kind.upper()), *(column[kind]["cv_published"] for column in columns)] for kind in kinds]
     if any(one.cv_printed for one in members):
@@ -100,7 +109,7 @@ def table_2(members: Sequence[Member], views: Sequence[xr.Dataset], source: str 
     notes = [
         "CV: standard deviation over prompts by mean, of each layer and transition; then the mean of these. K, V, A as "
         "in the paper: with N degrees of freedom. Corrected: with N - 1, times 1 + 1/(4N), and its 95 % interval over "
-        "prompts (leave-one-prompt-out jackknife of log CV, Student's t).",
+        "prompts (leave-one-prompt-out jackknife of log CV, Student's t; no narrower than of normal values).",
         *(_left_out(one, column) for one, column in zip(members, columns)),
         *(_over(one) for one in members if source == "exact"),
         *(f"{one.name}: prompts and seeds vary together." for one in members if one.seeds > 1),
@@ -143,13 +152,15 @@ def _headings(members: Sequence[Member]) -> list[str]:
     return [one.model if one.model and models.count(one.model) == 1 else one.name for one in members]
 
 
-def _variations(one: Member, view: xr.Dataset) -> dict[str, dict[str, Cell]]:
+def _variations(
+    one: Member, view: xr.Dataset, found: Callable[[Member], xr.Dataset] | None
+) -> dict[str, dict[str, Cell]]:
     """By kind: CV as published, corrected and with its interval, cells that they are means of, and cells left out."""
     if view.sizes["prompt"] < 2:
         why = f"{one.name}: one prompt has no variation"
         return {kind: _nothing(why) for kind in "kva"}
-    found = variation(view)
-    return {kind: _variation(one, view, found, kind) for kind in "kva"}
+    varied = found(one) if found else variation(view)
+    return {kind: _variation(one, view, varied, kind) for kind in "kva"}
 
 
 def _variation(one: Member, view: xr.Dataset, found: xr.Dataset, kind: str) -> dict[str, Cell]:

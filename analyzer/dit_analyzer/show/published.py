@@ -8,7 +8,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 import xarray as xr
-from dit_formats.console import harmless
+from dit_formats.console import harmless, plural
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -47,6 +47,11 @@ def page(names: Sequence[str], found: Sequence[xr.Dataset | str]) -> str:
         f"{name}: has {one.attrs['prompts']} prompts, and what the scripts do to {SCRIPT_PROMPTS} was done to these"
         for name, one in zip(names, found, strict=True)
         if not isinstance(one, str) and one.attrs["script_prompts"] < SCRIPT_PROMPTS
+    ]
+    told += [
+        f"{name}: the scripts read {one.attrs['script_layers']} of {plural(one.sizes['layer'], 'layer')}"
+        for name, one in zip(names, found, strict=True)
+        if not isinstance(one, str) and one.attrs["script_layers"] < one.sizes["layer"]
     ]
     return "\n\n".join([*parts, *(["\n".join(f"- {harmless(line)}" for line in told)] if told else [])]) + "\n"
 
