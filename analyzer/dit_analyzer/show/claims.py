@@ -29,8 +29,10 @@ WORDS = (
     f"- **{UNDERPOWERED}**: an interval crosses the margin, or prompts, layers or the contrast are too few to tell.\n"
     f"- **{NOT_TESTED}**: no trace here can test it. A claim that names a model needs that model's trained weights; "
     "miniatures with random weights test nothing.",
-    "Each case is tested at 95 % on its own. Of a claim with many cases, the more there are the likelier one of them "
-    "is refuted by chance: about one in forty where the truth lies on the margin, far fewer elsewhere.",
+    "Each case is tested at 95 % on its own. The more cases a claim has, the likelier chance decides one: about "
+    "one in forty where the truth lies on the margin, far fewer elsewhere. So a claim about all that a single case "
+    "refutes, or a claim about some that a single case supports, with an interval that ends near the margin, is weak; "
+    "so are claims 1 and 2, where the kind that differs most of K, V and A speaks for a pair.",
     "What can be settled without weights stands in [facts.md](facts.md): layers and parameters, how different the "
     "schedulers are, where steps 16 of 28 and 34 of 56 lie, Mochi's first noise levels, and what the published scripts "
     "do. All cases stand in `claims.csv`.",
