@@ -31,8 +31,9 @@ WORDS = (
     "miniatures with random weights test nothing.",
     "Each case is tested at 95 % on its own. The more cases a claim has, the likelier chance decides one: about "
     "one in forty where the truth lies on the margin, far fewer elsewhere. So a claim about all that a single case "
-    "refutes, or a claim about some that a single case supports, with an interval that ends near the margin, is weak; "
-    "so are claims 1 and 2, where the kind that differs most of K, V and A speaks for a pair.",
+    "refutes, or a claim about some that a single case supports, with an interval that ends near the margin, is weakly "
+    "decided. In claims 1 and 2 the kind that differs most of K, V and A speaks for a pair, so chance can support them "
+    "up to three times as easily.",
     "What can be settled without weights stands in [facts.md](facts.md): layers and parameters, how different the "
     "schedulers are, where steps 16 of 28 and 34 of 56 lie, Mochi's first noise levels, and what the published scripts "
     "do. All cases stand in `claims.csv`.",
