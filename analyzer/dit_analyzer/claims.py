@@ -14,6 +14,7 @@ import numpy as np
 
 from dit_analyzer.measures.stability import ALIKE
 from dit_analyzer.measures.verdicts import (
+    FEWEST,
     REFUTED,
     SUPPORTED,
     UNDERPOWERED,
@@ -110,15 +111,20 @@ def judged(study: Study) -> list[Judged]:
 
 
 def _with_need(claim: Claim, row: Row) -> Row:
-    """An underpowered row with the number of prompts that would do, where more prompts would."""
-    if row.verdict != UNDERPOWERED or claim.margin is None or not row.prompts:
-        return row
-    needed = prompts_needed(row.effect, row.low, row.high, claim.margin, row.prompts)
-    if not row.low == row.low:
-        said = "too few prompts for an interval"
-    else:
-        said = f"about {needed} prompts would tell" if needed else "more prompts hardly help"
+    """An underpowered row with what it lacks: how many prompts would do, or that more would not."""
+    said = _need(claim, row) if row.verdict == UNDERPOWERED and row.prompts else ""
     return row._replace(note="; ".join(filter(None, (row.note, said))))
+
+
+def _need(claim: Claim, row: Row) -> str:
+    if row.prompts < FEWEST:
+        return f"it takes {FEWEST} prompts or more"
+    if claim.margin is None:
+        return ""
+    if np.isnan(row.low):
+        return "no interval"
+    needed = prompts_needed(row.effect, row.low, row.high, claim.margin, row.prompts)
+    return f"about {needed} prompts would tell" if needed else "more prompts hardly help"
 
 
 def trained(study: Study) -> Study:
@@ -199,7 +205,8 @@ CLAIMS = (
     Claim(
         "Within a model the curves over steps are stable over prompts.",
         "abstract, section 4, Table 2",
-        "CV_shape, how far one prompt's curve is from the mean's shape; holds below 0.15",
+        "CV_shape, how far one prompt's curve is from the mean's shape; holds below 0.15, the largest CV of "
+        "Table 2, which the paper calls stable",
         ALIKE,
         prompts_alike,
         needs="dit-trace run MODEL -p captions.txt -n 32 -o FOLDER/MODEL.trace",

@@ -12,7 +12,17 @@ from dit_analyzer.measures.changes import changes
 from dit_analyzer.measures.components import components
 from dit_analyzer.measures.depth import depth_trend, kind_contrast
 from dit_analyzer.measures.stability import ALIKE
-from dit_analyzer.measures.verdicts import NOT_TESTED, REFUTED, SUPPORTED, UNDERPOWERED, Row, above, below, near
+from dit_analyzer.measures.verdicts import (
+    FEWEST,
+    NOT_TESTED,
+    REFUTED,
+    SUPPORTED,
+    UNDERPOWERED,
+    Row,
+    above,
+    below,
+    near,
+)
 from dit_analyzer.measures.words import words
 from dit_analyzer.members import Member
 from dit_analyzer.pairs import between, roughness_of, stability_of, within
@@ -45,11 +55,12 @@ def runs_alike(study: Study, role: str, axis: str) -> Iterator[Row]:
 
 
 def _with_contrast(study: Study, one: Member, other: Member, axis: str, row: Row) -> Row:
-    """A row about schedulers with max |d sigma|; without contrast it cannot say anything."""
+    """A row about schedulers with max |d sigma|; without contrast, or not knowing it, it cannot say anything."""
     found = stability_of(study, one, other, axis)
     apart = float("nan") if isinstance(found, str) else found["max_dsigma"].item()
-    row = row._replace(note="; ".join(filter(None, (row.note, f"max abs. d sigma {apart:.3f}"))))
-    if apart < LITTLE_CONTRAST and row.verdict != NOT_TESTED:
+    known = "noise levels unknown" if np.isnan(apart) else f"max abs. d sigma {apart:.3f}"
+    row = row._replace(note="; ".join(filter(None, (row.note, known))))
+    if not apart >= LITTLE_CONTRAST and row.verdict != NOT_TESTED:
         return row._replace(verdict=UNDERPOWERED, prompts=0)  # more prompts would not help
     return row
 
@@ -88,7 +99,10 @@ def deeper(study: Study, quantity: str) -> Iterator[Row]:
         for kind in found.kind.values.tolist():
             slope, low, high = (found[name].sel(kind=kind).item() for name in ("slope", "low", "high"))
             explained = found["explained"].sel(kind=kind).item()
-            verdict, note = above(low, high, np.log(RISE)), f"a line explains {explained:.0%}"
+            verdict = above(low, high, np.log(RISE))
+            note = (
+                "no line without two layers that differ" if np.isnan(explained) else f"a line explains {explained:.0%}"
+            )
             if verdict == SUPPORTED and explained < TREND:
                 yield Row(one.name, kind, slope, low, high, UNDERPOWERED, f"{note}: no trend over so few layers")
                 continue
@@ -141,19 +155,27 @@ def jump(study: Study, num_steps: int, paper_step: int) -> Iterator[Row]:
             continue
         found = study.measured(changes, one)
         for kind in found.kind.values.tolist():
-            near_by = found.sel(kind=kind).isel(transition=abs(found.paper_step.values - paper_step) <= 1)
+            of_kind = found.sel(kind=kind)
+            if np.isnan(of_kind["joint_any"].item()):
+                yield _untested(one.name, of_kind["joint_note"].item(), kind)
+                continue
+            near_by = of_kind.isel(transition=abs(found.paper_step.values - paper_step) <= 1)
             mass = near_by["joint_probability"].sum().item()
             jumps = near_by["joint_jump"].dropna("transition")
             up = bool((jumps > 1).any())
             note = f"jump x{jumps.values[0]:.2f}" if len(jumps) else "none declared within one step"
             verdict = SUPPORTED if up else REFUTED if mass < 1 - SURE else UNDERPOWERED
-            yield Row(one.name, kind, mass, float("nan"), float("nan"), verdict, note)
+            yield _of_several(Row(one.name, kind, mass, float("nan"), float("nan"), verdict, note, one.prompts))
 
 
 def shape(study: Study, model: str) -> Iterator[Row]:
-    """Whether the mean over layers does what the paper's figure shows; the effect is how far prompts agree."""
+    """Whether the mean over layers does what the paper's figure shows, at its steps and with its scheduler; the effect
+    is how far prompts agree."""
     for one in study.members:
-        if one.model != model or one.figure != str(PAPER[model].figure):
+        if one.model != model:
+            continue
+        if one.figure != str(PAPER[model].figure):
+            yield _untested(one.name, f"not the setting of Figure {PAPER[model].figure}")
             continue
         if not one.is_of_the_paper:
             yield _another(one)
@@ -163,7 +185,8 @@ def shape(study: Study, model: str) -> Iterator[Row]:
             word, agreement = (found[f"mean_{name}"].sel(kind=kind).item() for name in ("shape", "agreement"))
             sure = agreement >= SURE
             verdict = (SUPPORTED if word == WORDS[model][kind] else REFUTED) if sure else UNDERPOWERED
-            yield Row(one.name, kind, agreement, float("nan"), float("nan"), verdict, f"{word or 'no word'}")
+            row = Row(one.name, kind, agreement, float("nan"), float("nan"), verdict, word or "no word", one.prompts)
+            yield _of_several(row)
 
 
 def printed_cv(study: Study, model: str) -> Iterator[Row]:
@@ -179,10 +202,12 @@ def printed_cv(study: Study, model: str) -> Iterator[Row]:
             yield _untested(one.name, str(error))
             continue
         for kind, printed in zip("kva", one.cv_printed):
+            if kind not in found.kind:
+                yield _untested(one.name, f"{kind.upper()} was not recorded", kind)
+                continue
             cv, low, high = (found[name].sel(kind=kind).item() for name in ("cv", "cv_low", "cv_high"))
-            yield Row(
-                one.name, kind, cv, low, high, near(low, high, printed / 100, LIKE_PRINTED), f"printed {printed:g} %"
-            )
+            verdict = near(low, high, printed / 100, LIKE_PRINTED)
+            yield Row(one.name, kind, cv, low, high, verdict, f"printed {printed:g} %", one.prompts)
 
 
 def _another(one: Member) -> Row:
@@ -192,5 +217,10 @@ def _another(one: Member) -> Row:
     return _untested(one.name, f"has {own} parameters, not {layers} and {billions(parameters)}: not {one.model} itself")
 
 
-def _untested(of: str, why: str) -> Row:
-    return Row(of, "", float("nan"), float("nan"), float("nan"), NOT_TESTED, why)
+def _of_several(row: Row) -> Row:
+    """A row that has no interval; what one or two prompts do alike is no verdict on a model."""
+    return row._replace(verdict=UNDERPOWERED) if row.prompts < FEWEST else row
+
+
+def _untested(of: str, why: str, kind: str = "") -> Row:
+    return Row(of, kind, float("nan"), float("nan"), float("nan"), NOT_TESTED, why)

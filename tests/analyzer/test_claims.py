@@ -147,7 +147,7 @@ def test_the_shape_of_a_figure_is_tested_at_its_number_of_steps_alone() -> None:
     there = claim(judged(study((of_the_paper("flux.1-dev"), jumping()))), words)
     assert there.verdict == SUPPORTED and {row.kind for row in there.rows} == set("kva")
     elsewhere = replace(of_the_paper("flux.1-dev"), figure="S1", num_steps=9)
-    assert claim(judged(study((elsewhere, jumping()))), words).rows == []
+    assert claim(judged(study((elsewhere, jumping()))), words).verdict == NOT_TESTED
 
 
 def row(verdict: str, effect: float, half: float, of: str = "x") -> Row:
@@ -192,6 +192,53 @@ def test_few_prompts_are_underpowered_and_never_a_verdict(prompts: int) -> None:
     found = judged(study((few, made(prompts=prompts)), (replace(few, model="two"), made(other, prompts=prompts))))
     assert {one.verdict for one in found if one.rows} <= {UNDERPOWERED, NOT_TESTED}
     assert claim(found, "Models differ").verdict == UNDERPOWERED
+
+
+FLUX = of_the_paper("flux.1-dev")
+
+
+def test_curves_that_never_change_do_not_refute_a_jump() -> None:
+    empty = made().map(xr.zeros_like)
+    found = claim(judged(study((FLUX, empty))), "at 28 steps jumps")
+    assert found.verdict == NOT_TESTED and all("positive, finite L1" in row.note for row in found.rows)
+
+
+@pytest.mark.parametrize("prompts", [1, 2])
+@pytest.mark.parametrize("step", [10, 18])
+def test_a_jump_or_a_word_of_one_or_two_prompts_is_no_verdict(prompts: int, step: int) -> None:
+    few = jumping(step).isel(prompt=slice(prompts))
+    found = judged(study((replace(FLUX, prompts=prompts), few)))
+    for words in ("at 28 steps jumps", "curves of flux.1-dev"):
+        assert claim(found, words).verdict == UNDERPOWERED
+        assert all(row.note.endswith("it takes 3 prompts or more") for row in claim(found, words).rows)
+
+
+def test_words_of_a_figure_are_those_of_its_setting() -> None:
+    words = "curves of flux.1-dev"
+    assert claim(judged(study((FLUX, jumping()))), words).verdict == SUPPORTED
+    assert claim(judged(study((FLUX, made(rising)))), words).verdict == REFUTED
+    elsewhere = claim(judged(study((replace(FLUX, figure="11", role="scheduler"), jumping()))), words)
+    assert elsewhere.verdict == NOT_TESTED and elsewhere.rows[0].note == "not the setting of Figure 2"
+
+
+def test_a_kind_that_was_not_recorded_is_not_tested_and_the_others_are() -> None:
+    found = claim(judged(study((FLUX, made(kinds="kv")))), "CV of flux.1-dev")
+    assert [(row.kind, row.verdict == NOT_TESTED) for row in found.rows] == [("k", False), ("v", False), ("a", True)]
+    assert found.rows[-1].note == "A was not recorded"
+
+
+def test_schedulers_of_unknown_noise_levels_are_underpowered_however_alike_the_curves() -> None:
+    view = made(noise=0.02).drop_vars(["sigma", "sigma_after"])
+    found = claim(judged(study((ONE, view), (replace(ONE, role="scheduler"), view))), "schedulers, drawn")
+    assert found.verdict == UNDERPOWERED and all("noise levels unknown" in row.note for row in found.rows)
+
+
+def test_what_a_case_lacks_is_said_and_more_prompts_are_not_denied_where_they_are_what_it_takes() -> None:
+    found = judged(study((replace(ONE, prompts=2), made(prompts=2))))
+    rows = [row for one in found for row in one.rows if row.verdict == UNDERPOWERED]
+    assert rows and all("it takes 3 prompts or more" in row.note and "hardly" not in row.note for row in rows)
+    flat = claim(judged(study((ONE, made().isel(layer=[0])))), "layers change more.")
+    assert {row.note for row in flat.rows} == {"no line without two layers that differ; no interval"}
 
 
 @pytest.mark.parametrize("value", [0.0, np.nan])

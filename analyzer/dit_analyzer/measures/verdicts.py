@@ -10,6 +10,9 @@ from scipy.special import ndtri
 
 SUPPORTED, REFUTED, UNDERPOWERED, NOT_TESTED = "supported", "refuted", "underpowered", "not tested"
 
+FEWEST = 3
+"""Prompts without which there is no interval, and no verdict."""
+
 
 class Row(NamedTuple):
     """One test of a claim: of which trace or traces and kind, the effect with its interval, and the verdict."""
