@@ -118,6 +118,12 @@ def test_a_plan_gives_order_and_roles(put: Callable[..., Path]) -> None:
     ]
 
 
+def test_where_the_planned_first_run_is_missing_another_stands_in(put: Callable[..., Path]) -> None:
+    paths = [put(f"{name}.trace", "digits-flux", steps) for name, steps in (("fewer", 3), ("more", 9))]
+    plan = {"own.trace": "default", "fewer.trace": "steps", "more.trace": "steps"}
+    assert sorted(one.role for one in members_of(paths, plan)) == ["default", "steps"]
+
+
 def test_a_plan_is_read(tmp_path: Path) -> None:
     runs = [StudyRun("m", 4, None, (0,), 1, f"{name}.trace", role) for name, role in (("b", "default"), ("a", "steps"))]
     write_study(tmp_path, Plan("digits", "Digits", tuple(runs)))
