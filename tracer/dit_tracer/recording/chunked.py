@@ -37,7 +37,7 @@ def measure(x: Tensor, previous: Tensor | None) -> tuple[Tensor, Tensor | None]:
     Args:
         x, previous: Activations of shape (group, ...), of any strides.
     """
-    xs, before = as_rows(x, previous) or [None if t is None else t.reshape(len(x), 1, -1) for t in (x, previous)]
+    xs, before = in_rows(x, previous)
     rows = [_group_sums(xs[group], None if before is None else before[group]) for group in range(len(x))]
     sums, size = torch.tensor(rows, dtype=torch.float64), xs[0].numel()
     steps = torch.cat([sums[:, :3], size - sums[:, 3:4], sums[:, 3:4]], dim=1)
@@ -94,6 +94,11 @@ def as_rows(x: Tensor, *others: Rows) -> list[Any] | None:
         if all(t is None or row is not None for t, row in zip(tensors, rows)):
             return rows
     return None
+
+
+def in_rows(x: Tensor, *others: Rows) -> list[Any]:
+    """The same, copied where it takes that."""
+    return as_rows(x, *others) or [None if t is None else t.reshape(len(x), 1, -1) for t in (x, *others)]
 
 
 def _merged(x: Tensor, start: int) -> Rows:

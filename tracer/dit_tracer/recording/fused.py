@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dit_tracer.recording import statistics
-from dit_tracer.recording.chunked import as_rows
+from dit_tracer.recording.chunked import in_rows
 
 try:
     import triton
@@ -35,7 +35,7 @@ def measure(x: Tensor, previous: Tensor | None) -> tuple[Tensor, Tensor | None]:
     Args:
         x, previous: Activations of shape (group, ...), of any strides.
     """
-    now, before = as_rows(x, previous)
+    now, before = in_rows(x, previous)
     if now.shape[1] > MAX_ROWS:
         now = now.reshape(len(now), 1, -1)
         before = None if before is None else before.reshape(len(now), 1, -1)
