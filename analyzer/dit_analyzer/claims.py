@@ -71,7 +71,6 @@ class Claim:
         margin: The value on one side of which it holds, None where that is no single value.
         test: Rows from a study of trained models.
         join: How the rows' verdicts make one.
-        model: That the claim names, if any.
         needs: The command of dit-trace that makes what it is tested on.
         factor: Whether effects are logarithms, to be shown as factors.
     """
@@ -82,7 +81,6 @@ class Claim:
     margin: float | None
     test: Callable[[Study], Iterator[Row]]
     join: Callable[[Sequence[Row]], str] = for_every_row
-    model: str = ""
     needs: str = ""
     factor: bool = False
 
@@ -107,7 +105,8 @@ class Judged:
 
 def judged(study: Study) -> list[Judged]:
     """Every claim, tested on the traces of trained models."""
-    return [Judged(claim, [_with_need(claim, row) for row in claim.test(trained(study))]) for claim in CLAIMS]
+    tested = trained(study)
+    return [Judged(claim, [_with_need(claim, row) for row in claim.test(tested)]) for claim in CLAIMS]
 
 
 def _with_need(claim: Claim, row: Row) -> Row:
@@ -147,7 +146,6 @@ def _named() -> Iterator[Claim]:
             "posterior that all layers break within one step of it; declared, and upwards",
             None,
             partial(jump, num_steps=num_steps, paper_step=step),
-            model=FLUX,
             needs=f"dit-trace run {FLUX} --steps {num_steps} -p captions.txt -n 32 -o FOLDER/{FLUX}-{num_steps}.trace",
         )
     for model, shapes in WORDS.items():
@@ -158,7 +156,6 @@ def _named() -> Iterator[Claim]:
             f"share of resampled sets of prompts whose mean over layers gets the same word; {SURE:.0%} or more decides",
             None,
             partial(shape, model=model),
-            model=model,
             needs=f"dit-trace run {model} -p captions.txt -n 32 -o FOLDER/{model}.trace",
         )
     for model, one in PAPER.items():
@@ -169,7 +166,6 @@ def _named() -> Iterator[Claim]:
                 f"corrected CV; within a factor {LIKE_PRINTED} of the printed one",
                 None,
                 partial(printed_cv, model=model),
-                model=model,
                 needs=f"dit-trace run {model} -p captions.txt -n 32 -o FOLDER/{model}.trace",
             )
 

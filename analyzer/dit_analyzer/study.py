@@ -8,15 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import xarray as xr
+from dit_formats.console import harmless, plural
 from dit_formats.errors import IncompleteError
 from dit_formats.publish import published
 from dit_formats.reader import open_trace
 
+from dit_analyzer.measures.agreement import agreement
 from dit_analyzer.measures.distance import distances
 from dit_analyzer.measures.paper import paper_view
 from dit_analyzer.measures.sampled import left_out_positions
 from dit_analyzer.measures.variation import variation
 from dit_analyzer.members import Member, members_of, read_plan, traces_in
+from dit_analyzer.show import figures
 from dit_analyzer.show.tables import headline
 from dit_analyzer.views import VIEWS
 
@@ -43,6 +46,7 @@ class Study:
     planned: tuple[str, ...] = ()
     _views: dict[tuple[Path, str], xr.Dataset] = field(default_factory=dict, repr=False)
     _measured: dict[tuple[Any, ...], xr.Dataset] = field(default_factory=dict, repr=False)
+    _agreements: dict[Path, list[dict[str, Any]]] = field(default_factory=dict, repr=False)
 
     @property
     def defaults(self) -> list[Member]:
@@ -77,6 +81,12 @@ class Study:
                     without = paper_view(left_out_positions(trace, dask=self.dask))
             self._measured[key] = variation(self.view(one), without=without)
         return self._measured[key]
+
+    def agreement(self, one: Member) -> list[dict[str, Any]]:
+        """`agreement` of a trace, from samples and from exact statistics."""
+        if one.path not in self._agreements:
+            self._agreements[one.path] = agreement(self.view(one, "sample"), self.view(one, "exact"))
+        return self._agreements[one.path]
 
     def earlier(self, one: Member, name: str, source: str | None = None) -> xr.Dataset:
         """What one of `VIEWS` measures; it raises what that does."""
@@ -133,6 +143,25 @@ def text_of(study: Study, page: str) -> bytes:
 
 
 Page = Callable[[Study], Iterator[Output]]
+
+
+def drawing(name: str, draw: figures.Draw) -> Output:
+    """A figure in all its formats."""
+    return Output(tuple(f"{name}.{ending}" for ending in figures.UNDATED), lambda: list(figures.rendered(draw())))
+
+
+def heading(one: Member, *first: str) -> str:
+    """`NAME · digits-flux · 9 layers · 28 steps · FlowMatchEulerDiscrete · 32 prompts`, with NAME as `first`."""
+    parts = [
+        *first,
+        one.model or one.name,
+        "RANDOM WEIGHTS" if one.has_random_weights else "",
+        plural(one.attention_layers, "layer"),
+        plural(one.num_steps, "step"),
+        one.scheduler_name,
+        plural(one.prompts, "prompt"),
+    ]
+    return harmless(" · ".join(part for part in dict.fromkeys(parts) if part))
 
 
 def title_of(one: Member) -> str:

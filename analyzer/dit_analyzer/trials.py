@@ -11,7 +11,7 @@ from dit_formats.console import plural
 from dit_analyzer.measures.changes import changes
 from dit_analyzer.measures.components import components
 from dit_analyzer.measures.depth import depth_trend, kind_contrast
-from dit_analyzer.measures.stability import ALIKE
+from dit_analyzer.measures.stability import ALIKE, LITTLE_CONTRAST
 from dit_analyzer.measures.verdicts import (
     FEWEST,
     NOT_TESTED,
@@ -28,7 +28,6 @@ from dit_analyzer.members import Member
 from dit_analyzer.pairs import between, roughness_of, stability_of, within
 from dit_analyzer.printed import CONFIGURED, FLUX, PAPER, WORDS
 from dit_analyzer.show.papertables import billions
-from dit_analyzer.show.stability import LITTLE_CONTRAST
 from dit_analyzer.study import Study
 
 RISE = 1.05

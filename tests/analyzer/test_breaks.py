@@ -13,10 +13,10 @@ import xarray as xr
 from dit_analyzer import changes, points, words
 from dit_analyzer.members import Member
 from dit_analyzer.pages import PAGES
-from dit_analyzer.pages.changes import changes_pages, title
+from dit_analyzer.pages.changes import changes_pages
 from dit_analyzer.show import breaks, figures
 from dit_analyzer.show.changes import changes as draw
-from dit_analyzer.study import open_study, write_study
+from dit_analyzer.study import heading, open_study, write_study
 from dit_formats.schema import Shard
 from dit_formats.writer import write_shard
 from matplotlib.colors import to_rgba
@@ -149,7 +149,7 @@ def test_what_took_no_part_is_grey() -> None:
 
 def test_the_title_counts_the_layers_that_the_paper_looks_at() -> None:
     one = member(layers={"self": 2, "cross": 2}, model="tiny:sd3")
-    assert title(one) == "mine · tiny:sd3 · RANDOM WEIGHTS · 2 layers · 28 steps · Euler · 3 prompts"
+    assert heading(one, one.name) == "mine · tiny:sd3 · RANDOM WEIGHTS · 2 layers · 28 steps · Euler · 3 prompts"
 
 
 @pytest.fixture

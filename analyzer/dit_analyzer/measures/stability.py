@@ -41,6 +41,9 @@ TAU = 0.1
 ALIKE = 0.15
 """Shapes are equivalent if the upper end of the interval of D is below: then they differ by less than a factor 1.16."""
 
+LITTLE_CONTRAST = 0.05
+"""Below this |d sigma| two schedulers are so alike that their traces say little of schedulers."""
+
 CONFIDENCE = 0.95
 NOTHING: dict[str, object] = {
     **dict.fromkeys(("s", "s_low", "s_high", "d", "d_low", "d_high", "level", "p_value"), np.nan),

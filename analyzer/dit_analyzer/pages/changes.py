@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import cache, partial
 
-from dit_formats.console import harmless, plural
-
 from dit_analyzer.measures.changes import changes
 from dit_analyzer.measures.words import words
-from dit_analyzer.members import Member
 from dit_analyzer.show import breaks, figures
 from dit_analyzer.show.changes import changes as draw
 from dit_analyzer.show.papertables import records_to_csv
-from dit_analyzer.study import Output, Study
+from dit_analyzer.study import Output, Study, drawing, heading
 
 
 def changes_pages(study: Study) -> Iterator[Output]:
@@ -30,24 +27,9 @@ def changes_pages(study: Study) -> Iterator[Output]:
 
     yield Output(("changes.md", "changes.csv", "shapes.csv"), tell)
     for place, one in enumerate(study.members):
-        names = tuple(f"changes-{one.name}.{ending}" for ending in figures.UNDATED)
-        yield Output(names, partial(_figure, found, place))
+        yield drawing(f"changes-{one.name}", partial(_figure, found, place))
 
 
-def _figure(found: Callable[[], list[breaks.Breaks]], place: int) -> list[bytes]:
+def _figure(found: Callable[[], list[breaks.Breaks]], place: int) -> figures.Figure:
     each = found()[place]
-    return list(figures.rendered(draw(each.changes, title(each.one))))
-
-
-def title(one: Member) -> str:
-    """`digits-flux-28 · digits-flux · 9 layers · 28 steps · FlowMatchEulerDiscrete · 32 prompts`."""
-    parts = [
-        one.name,
-        one.model,
-        "RANDOM WEIGHTS" if one.has_random_weights else "",
-        plural(one.attention_layers, "layer"),
-        plural(one.num_steps, "step"),
-        one.scheduler_name,
-        plural(one.prompts, "prompt"),
-    ]
-    return harmless(" · ".join(part for part in dict.fromkeys(parts) if part))
+    return draw(each.changes, heading(each.one, each.one.name))

@@ -15,7 +15,7 @@ from dit_analyzer.show import beside, figures, papertables
 from dit_analyzer.show import depth as show_depth
 from dit_analyzer.show import stability as show_stability
 from dit_analyzer.show import variation as show_variation
-from dit_analyzer.study import Output, Study, text_of
+from dit_analyzer.study import Output, Study, drawing, text_of
 
 
 def variation_pages(study: Study) -> Iterator[Output]:
@@ -47,12 +47,12 @@ def stability_pages(study: Study) -> Iterator[Output]:
     yield Output(("stability.md", "stability.csv"), page)
     for axis, name in (("step", "stability-models"), ("noise", "stability-models-noise")):
         if between(study.members) and _drawable(study, study.defaults, axis):
-            yield _figure(name, lambda axis=axis: _matrix(study, axis))
+            yield drawing(name, lambda axis=axis: _matrix(study, axis))
     for first in study.defaults:
         runs = [one for one in study.members if one.model == first.model]
         axes = [axis for axis in AXES if _drawable(study, runs, axis)]
         if len(runs) > 1 and axes:
-            yield _figure(f"stability-{first.name}", lambda runs=runs, axes=axes: _curves(study, runs, axes))
+            yield drawing(f"stability-{first.name}", lambda runs=runs, axes=axes: _curves(study, runs, axes))
 
 
 def depth_pages(study: Study) -> Iterator[Output]:
@@ -74,7 +74,7 @@ def depth_pages(study: Study) -> Iterator[Output]:
         ]
 
     yield Output(("depth.md", "depth.csv"), page)
-    yield _figure("depth", lambda: _profile(study))
+    yield drawing("depth", lambda: _profile(study))
 
 
 def compared(study: Study) -> Iterator[show_stability.Compared]:
@@ -109,8 +109,3 @@ def _profile(study: Study) -> figures.Figure:
     shown = study.defaults or study.members
     profiles = [depth_profile(view) for view in study.views(shown)]
     return show_depth.profile([one.name for one in shown], profiles)
-
-
-def _figure(name: str, draw: figures.Draw) -> Output:
-    names = tuple(f"{name}.{ending}" for ending in figures.UNDATED)
-    return Output(names, lambda: list(figures.rendered(draw())))

@@ -6,16 +6,12 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
-import xarray as xr
-from dit_formats.console import harmless, plural
-
-from dit_analyzer.measures.agreement import agreement
 from dit_analyzer.measures.views.sampling import deviations_of, has_sampled, sentence
 from dit_analyzer.members import Member
 from dit_analyzer.printed import PAPER
 from dit_analyzer.show import facts, figures, papertables
-from dit_analyzer.study import Output, Study, title_of
-from dit_analyzer.views import VIEWS, View
+from dit_analyzer.study import Output, Study, drawing, heading, title_of
+from dit_analyzer.views import VIEWS
 
 
 def table_pages(study: Study) -> Iterator[Output]:
@@ -44,16 +40,14 @@ def _tables(study: Study, shown: Sequence[Member]) -> Iterator[Output]:
 def figure_pages(study: Study) -> Iterator[Output]:
     """A figure for each trace: a panel for each layer, as in the paper."""
     for one in study.members:
-        names = tuple(f"{figure_name(one)}.{ending}" for ending in figures.UNDATED)
-        yield Output(names, lambda one=one: list(figures.rendered(_figure(study, one))))
+        yield drawing(figure_name(one), partial(_figure, study, one))
 
 
 def drawing_pages(study: Study) -> Iterator[Output]:
     """Curves and heat map of each trace, named by the trace."""
     for one in study.members:
         for name, draw in (("redundancy", figures.redundancy), ("heatmap", figures.heatmap)):
-            names = tuple(f"{one.name}-{name}.{ending}" for ending in figures.UNDATED)
-            yield Output(names, lambda one=one, draw=draw: list(figures.rendered(draw(study.view(one), title_of(one)))))
+            yield drawing(f"{one.name}-{name}", lambda one=one, draw=draw: draw(study.view(one), title_of(one)))
 
 
 def view_pages(study: Study, views: Sequence[str]) -> Iterator[Output]:
@@ -67,9 +61,8 @@ def view_pages(study: Study, views: Sequence[str]) -> Iterator[Output]:
     for one in study.members:
         for name in views:
             found, apart = study.earlier(one, name), view_deviations(study, one, name)
-            names = tuple(f"{one.name}-{name}.{ending}" for ending in figures.UNDATED)
             found = found.assign_attrs(deviation="; ".join(sentence(row) for row in apart))
-            yield Output(names, partial(_view, VIEWS[name], found, title_of(one)))
+            yield drawing(f"{one.name}-{name}", partial(VIEWS[name].draw, found, title_of(one)))
             if has_sampled(found):
                 table = partial(papertables.records_to_csv, apart)
                 yield Output((f"{one.name}-{name}-sampling.csv",), lambda table=table: [table().encode()])
@@ -83,10 +76,6 @@ def view_deviations(study: Study, one: Member, name: str) -> list[dict[str, Any]
     return [{"trace": one.name, "model": one.model, "view": name} | record for record in deviations_of(sampled, exact)]
 
 
-def _view(view: View, found: xr.Dataset, title: str) -> list[bytes]:
-    return list(figures.rendered(view.draw(found, title)))
-
-
 def figure_name(one: Member) -> str:
     """`figure-02-flux.1-dev` for a figure of the paper, `figure-S1-NAME` for another."""
     number = one.figure if one.figure.startswith("S") else f"{int(one.figure):02d}"
@@ -95,17 +84,7 @@ def figure_name(one: Member) -> str:
 
 def _figure(study: Study, one: Member) -> figures.Figure:
     columns = PAPER[one.model].columns if not one.figure.startswith("S") else None
-    parts = [
-        f"Figure {one.figure}",
-        one.model or one.name,
-        "RANDOM WEIGHTS" if one.has_random_weights else "",
-        plural(one.attention_layers, "layer"),
-        plural(one.num_steps, "step"),
-        one.scheduler_name,
-        plural(one.prompts, "prompt"),
-    ]
-    title = harmless(" · ".join(part for part in parts if part))
-    return figures.redundancy(study.view(one), title, columns=columns)
+    return figures.redundancy(study.view(one), heading(one, f"Figure {one.figure}"), columns=columns)
 
 
 def facts_pages(study: Study) -> Iterator[Output]:
@@ -127,5 +106,5 @@ def deviations(study: Study) -> list[dict[str, Any]]:
     return [
         {"trace": one.name, "model": one.model, "exact_over": one.transitions} | record
         for one in study.members
-        for record in agreement(study.view(one, "sample"), study.view(one, "exact"))
+        for record in study.agreement(one)
     ]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import xarray as xr
 
 from dit_analyzer.measures.published import as_published
 from dit_analyzer.members import Member
 from dit_analyzer.show import figures, papertables, published
-from dit_analyzer.study import Output, Study, text_of, title_of
+from dit_analyzer.study import Output, Study, drawing, text_of, title_of
 
 
 def published_pages(study: Study) -> Iterator[Output]:
@@ -26,8 +27,7 @@ def published_pages(study: Study) -> Iterator[Output]:
     yield Output(("as-published.md", "as-published.csv"), page)
     for one in study.members:
         if one.prompts > 1:
-            files = tuple(f"as-published-{one.name}.{ending}" for ending in figures.UNDATED)
-            yield Output(files, lambda one=one: list(figures.rendered(_drawn(study, one))))
+            yield drawing(f"as-published-{one.name}", partial(_drawn, study, one))
 
 
 def _drawn(study: Study, one: Member) -> figures.Figure:

@@ -11,6 +11,7 @@ from dit_formats.console import harmless, plural
 from dit_analyzer.measures.verdicts import NOT_TESTED, REFUTED, SUPPORTED, UNDERPOWERED, Row
 from dit_analyzer.members import Member
 from dit_analyzer.show.facts import table
+from dit_analyzer.show.papertables import known
 
 if TYPE_CHECKING:
     from dit_analyzer.claims import Judged
@@ -57,7 +58,7 @@ def records(found: Sequence[Judged]) -> Iterator[dict[str, Any]]:
         head = {"number": number, "claim": claim.text, "place": claim.place, "verdict_of_claim": one.verdict}
         nothing = Row("", "", float("nan"), float("nan"), float("nan"), NOT_TESTED)
         for row in one.rows or [nothing]:
-            numbers = {name: _known(getattr(row, name)) for name in ("effect", "low", "high")}
+            numbers = {name: known(getattr(row, name)) for name in ("effect", "low", "high")}
             scale = {"scale": "log" if claim.factor else "as it is"}
             yield head | {"of": row.of, "kind": row.kind} | numbers | scale | {"verdict": row.verdict, "note": row.note}
 
@@ -108,10 +109,9 @@ def _not_tested(found: Sequence[Judged]) -> Iterator[str]:
 
 
 def _counted(one: Judged) -> str:
-    """` (of 9 cases 2 supported, 7 refuted).`, the models of a supported claim named by its rows."""
-    counts = {
-        word: sum(row.verdict == word for row in one.rows) for word in (SUPPORTED, REFUTED, UNDERPOWERED, NOT_TESTED)
-    }
+    """` (9 cases: 2 supported, 7 refuted).`"""
+    verdicts = [row.verdict for row in one.rows]
+    counts = {word: verdicts.count(word) for word in (SUPPORTED, REFUTED, UNDERPOWERED, NOT_TESTED)}
     said = ", ".join(f"{number} {word}" for word, number in counts.items() if number)
     return f" ({plural(len(one.rows), 'case')}: {said})." if one.rows else "."
 
@@ -132,7 +132,3 @@ def _effect(row: Row, factor: bool) -> str:
         return "–"
     ends = "" if np.isnan(low) else f" ({low:.2f} to {high:.2f})"
     return f"{'×' if factor else ''}{value:.2f}{ends}"
-
-
-def _known(value: float) -> float | None:
-    return value if np.isfinite(value) else None

@@ -26,9 +26,10 @@ from dit_analyzer.measures.depth import depth_profile, depth_trend, kind_contras
 from dit_analyzer.measures.distance import distances
 from dit_analyzer.measures.pairing import ComparisonError
 from dit_analyzer.measures.paper import paper_view
-from dit_analyzer.measures.stability import stability
+from dit_analyzer.measures.stability import LITTLE_CONTRAST, stability
 from dit_analyzer.show import depth
-from dit_analyzer.show.stability import LITTLE_CONTRAST, NAMES, cells
+from dit_analyzer.show.papertables import known
+from dit_analyzer.show.stability import NAMES, cells
 
 SAME_NOISE = 0.01
 """Noise levels closer than this at every relative step are called the same."""
@@ -159,7 +160,7 @@ def as_json(found: Sequence[Pair], runs: Sequence[Run]) -> dict[str, list[dict[s
             "one": pair.one.label,
             "other": pair.other.label,
             "prompts": next(iter(pair.found.values()))["prompts"].item(),
-            "max_dsigma": _number(pair.max_dsigma),
+            "max_dsigma": known(pair.max_dsigma),
             "schedulers_differ": pair.schedulers_differ,
             "headline": pair.headline,
             "axes": {axis: _rows(values) for axis, values in pair.found.items()},
@@ -265,10 +266,6 @@ def _rows(values: xr.Dataset) -> list[dict[str, Any]]:
     rows = []
     for kind in values.kind.values:
         row = values.sel(kind=kind).drop_vars(("max_dsigma", "prompts"))
-        cells = {name: _number(value.item()) for name, value in row.data_vars.items() if name != "verdict"}
+        cells = {name: known(value.item()) for name, value in row.data_vars.items() if name != "verdict"}
         rows.append({"kind": str(kind)} | cells | {"verdict": row["verdict"].item()})
     return rows
-
-
-def _number(value: float) -> float | None:
-    return value if np.isfinite(value) else None

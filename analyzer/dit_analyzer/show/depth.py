@@ -16,6 +16,7 @@ from matplotlib.lines import Line2D
 from dit_analyzer.show.beside import style
 from dit_analyzer.show.facts import table
 from dit_analyzer.show.figures import STYLE, log_ticks
+from dit_analyzer.show.papertables import known
 from dit_analyzer.show.stability import between
 
 NAMES = {"l1": "L1", "rel_l1": "relative L1"}
@@ -124,8 +125,8 @@ def rough_records(found: xr.Dataset) -> Iterator[dict[str, Any]]:
     """A record for each kind, of what `roughness` returns."""
     for kind in found.kind.values.tolist():
         of = found.sel(kind=kind)
-        pairs = {name: [_known(value) for value in of[name].values.tolist()] for name in ("own", "matched")}
-        ratio = {name: _known(of[name].item()) for name in ("ratio", "ratio_low", "ratio_high")}
+        pairs = {name: [known(value) for value in of[name].values.tolist()] for name in ("own", "matched")}
+        ratio = {name: known(of[name].item()) for name in ("ratio", "ratio_low", "ratio_high")}
         yield {"kind": kind} | pairs | ratio | {"points": of["points"].item()}
 
 
@@ -198,9 +199,5 @@ def _ends(of: xr.Dataset) -> tuple[float, float]:
 
 
 def _record(name: str, what: str, of: str, quantity: str, numbers: dict[str, xr.DataArray]) -> dict[str, Any]:
-    known = {key: _known(float(value)) for key, value in numbers.items()}
-    return {"trace": name, "what": what, "of": of, "quantity": quantity, "explained": None} | known
-
-
-def _known(value: float) -> float | None:
-    return value if np.isfinite(value) else None
+    values = {key: known(float(value)) for key, value in numbers.items()}
+    return {"trace": name, "what": what, "of": of, "quantity": quantity, "explained": None} | values

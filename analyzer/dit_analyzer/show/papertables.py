@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -255,6 +257,11 @@ def records_to_csv(records: Sequence[dict[str, str | int | float | None]]) -> st
     writer.writeheader()
     writer.writerows(records)
     return text.getvalue()
+
+
+def known(value: Any) -> Any:
+    """A value for programs: None where it is no finite number."""
+    return value if not isinstance(value, float) or math.isfinite(value) else None
 
 
 FORMATS = {"md": to_markdown, "tex": to_latex, "csv": to_csv}

@@ -25,6 +25,7 @@ from dit_analyzer.show.figures import (
     _step_ticks,
     log_ticks,
 )
+from dit_analyzer.show.papertables import known
 
 HEAD = (
     "# As published",
@@ -60,8 +61,8 @@ def records(name: str, found: xr.Dataset) -> Iterator[dict[str, Any]]:
     """A record for each kind."""
     for kind in found.kind.values.tolist():
         of = found.sel(kind=kind)
-        numbers = {cv: _known(of[cv].item()) for cv in ("cv_script", "cv_first", "cv", "cv_low", "cv_high")}
-        curve = dict(zip(("curve_median", "curve_largest"), map(_known, _apart(of["l1_ratio"]))))
+        numbers = {cv: known(of[cv].item()) for cv in ("cv_script", "cv_first", "cv", "cv_low", "cv_high")}
+        curve = dict(zip(("curve_median", "curve_largest"), map(known, _apart(of["l1_ratio"]))))
         prompts = {name: int(found.attrs[name]) for name in ("script_prompts", "prompts")}
         yield {"trace": name, "kind": kind} | prompts | numbers | curve
 
@@ -120,7 +121,3 @@ def _apart(ratio: xr.DataArray) -> tuple[float, float]:
 
 def _percent(value: float) -> str:
     return "NaN" if np.isnan(value) else f"{value:.1%}"
-
-
-def _known(value: float) -> float | None:
-    return value if np.isfinite(value) else None

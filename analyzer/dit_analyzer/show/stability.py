@@ -11,12 +11,11 @@ import xarray as xr
 from dit_formats.console import harmless
 
 from dit_analyzer.measures.axes import AXES
+from dit_analyzer.measures.stability import LITTLE_CONTRAST
 from dit_analyzer.show.facts import table
+from dit_analyzer.show.papertables import known
 
 NAMES = {"step": "relative step", "noise": "noise level"}
-LITTLE_CONTRAST = 0.05
-"""Below this |d sigma| two schedulers are so alike that their traces say little of schedulers."""
-
 HEAD = (
     "# Stability: whether curves have the same shape",
     "S is 1 for curves of equal shape over layers and steps, about 0 for unrelated, -1 for opposite ones. D is by what "
@@ -87,8 +86,8 @@ def records(compared: Sequence[Compared]) -> Iterator[dict[str, Any]]:
                 continue
             for kind in found.kind.values.tolist():
                 row = found.sel(kind=kind)
-                common = {"prompts": found["prompts"].item(), "max_dsigma": _known(found["max_dsigma"].item())}
-                yield head | common | {"kind": kind} | {name: _known(row[name].item()) for name in names} | {"note": ""}
+                common = {"prompts": found["prompts"].item(), "max_dsigma": known(found["max_dsigma"].item())}
+                yield head | common | {"kind": kind} | {name: known(row[name].item()) for name in names} | {"note": ""}
 
 
 def _section(compared: Sequence[Compared], set_apart: str) -> Iterator[str]:
@@ -116,8 +115,8 @@ def _section(compared: Sequence[Compared], set_apart: str) -> Iterator[str]:
 def _row(pair: Compared, found: xr.Dataset, kind: str) -> list[str]:
     row = {name: values.item() for name, values in found.sel(kind=kind).data_vars.items()}
     apart, prompts = found["max_dsigma"].item(), str(found["prompts"].item())
-    known = "–" if np.isnan(apart) else f"{apart:.3f}"
-    return [harmless(pair.one), harmless(pair.other), kind.upper(), *cells(row), known, prompts]
+    shown = "–" if np.isnan(apart) else f"{apart:.3f}"
+    return [harmless(pair.one), harmless(pair.other), kind.upper(), *cells(row), shown, prompts]
 
 
 def cells(row: dict[str, Any]) -> list[str]:
@@ -134,7 +133,3 @@ def cells(row: dict[str, Any]) -> list[str]:
 def between(low: float, high: float) -> str:
     """` (0.51 to 0.72)`, or nothing."""
     return "" if np.isnan(low) else f" ({low:.2f} to {high:.2f})"
-
-
-def _known(value: Any) -> Any:
-    return None if isinstance(value, float) and np.isnan(value) else value

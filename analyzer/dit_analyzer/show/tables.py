@@ -19,6 +19,7 @@ from dit_analyzer.measures.design import CROSSED
 from dit_analyzer.measures.distance import distances
 from dit_analyzer.measures.paper import LEFT_OUT, guidance_halves, paper_view
 from dit_analyzer.measures.variation import LeftOut, left_out, variation
+from dit_analyzer.show.papertables import known
 
 GROUPS = {"cross": "cross-attention", "ff": "feed-forward"}
 """Layer types beside those that the paper looked at."""
@@ -227,19 +228,19 @@ def as_json(summary: Summary) -> dict[str, Any]:
     """A summary as plain values; what is missing is null."""
     rows = [
         vars(row)
-        | {name: _number(getattr(row, name)) for name in ("l1", "rel_l1", "cv", "cv_low", "cv_high")}
+        | {name: known(getattr(row, name)) for name in ("l1", "rel_l1", "cv", "cv_low", "cv_high")}
         | {"left_out": [asdict(one) for one in row.left_out]}
-        | {"curve": [_number(value) for value in row.curve]}
+        | {"curve": [known(value) for value in row.curve]}
         for row in summary.rows
     ]
-    spread = {kind: {name: _number(cv) for name, cv in cvs.items()} for kind, cvs in summary.spread.items()}
+    spread = {kind: {name: known(cv) for name, cv in cvs.items()} for kind, cvs in summary.spread.items()}
     return vars(summary) | {"rows": rows, "spread": spread, "audit": _audit_as_json(summary.audit)}
 
 
 def _audit_as_json(audit: Audit | None) -> dict[str, Any] | None:
     if audit is None:
         return None
-    values = {name: _number(value) if isinstance(value, float) else value for name, value in asdict(audit).items()}
+    values = {name: known(value) if isinstance(value, float) else value for name, value in asdict(audit).items()}
     return values | {"plausible": audit.plausible}
 
 
@@ -273,7 +274,3 @@ def _rows(view: xr.Dataset, group: str) -> list[Row]:
 def _layer(values: xr.DataArray, place: Any) -> str:
     at = values.isel(layer=int(place))
     return harmless(f"layer {int(at.layer)}, {at.layer_name.item()}, by {float(at):.1%} a step")
-
-
-def _number(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None

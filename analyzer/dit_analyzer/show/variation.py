@@ -12,6 +12,7 @@ from dit_formats.console import harmless, plural
 
 from dit_analyzer.measures.variation import left_out
 from dit_analyzer.show.facts import table
+from dit_analyzer.show.papertables import known
 
 HEAD = (
     "# How far prompts differ",
@@ -56,9 +57,9 @@ def records(one: Varied) -> Iterator[dict[str, Any]]:
         return
     for kind in one.found.kind.values.tolist():
         cv, part = one.found.sel(kind=kind), one.parts.sel(kind=kind)
-        numbers = {name: _known(cv[name].item()) for name in ("cv_published", *CVS, "cv_low", "cv_high", "cv_error")}
+        numbers = {name: known(cv[name].item()) for name in ("cv_published", *CVS, "cv_low", "cv_high", "cv_error")}
         ends = ("", "_low", "_high")
-        numbers |= {f"{name}{end}": _known(part[f"{name}{end}"].item()) for name in PARTS for end in ends}
+        numbers |= {f"{name}{end}": known(part[f"{name}{end}"].item()) for name in PARTS for end in ends}
         counts = {name: int(cv[name]) for name in cv if str(name).startswith("cells")}
         yield {"trace": one.name, "kind": kind, "prompts": int(one.found.attrs["prompts"])} | numbers | counts
 
@@ -93,7 +94,3 @@ def _left_out(name: str, found: xr.Dataset) -> Iterator[str]:
 
 MOST = 6
 """Places of a trace that are named."""
-
-
-def _known(value: float) -> float | None:
-    return value if np.isfinite(value) else None
