@@ -1,0 +1,215 @@
+"""A cache plan: which layers are computed in which steps, and for what it was made. The file is JSON, version 1.
+
+In a step that is not computed, what is left out is reused from the last step that computed it, or predicted from the
+last two. A plan by steps leaves out the network as a whole, and its prediction is reused; others leave out attention
+layers and feed-forward networks, and their outputs are reused. Guidance branches are cached apart and planned alike.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dit_formats.errors import TraceError
+from dit_formats.publish import published
+
+FORMAT, VERSION = "dit-plan", 1
+LARGEST = 1 << 26
+"""Bytes that a file of a plan may have."""
+
+STEPS, TYPES, LAYERS = "step", "type", "layer"
+GRANULARITIES = (STEPS, TYPES, LAYERS)
+REUSE, LINEAR = "reuse", "linear"
+PREDICTORS = (REUSE, LINEAR)
+
+
+class PlanError(TraceError):
+    """A file that is no plan, or a plan that does not fit; the message says which."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """The generation that a plan is for; another may not be run with it.
+
+    Args:
+        model: Name in the trace.
+        weights: Fingerprints of the denoising networks, by component.
+        revision: Of the repository; None where there is none, or it is not known.
+        pipeline, transformer, scheduler: Names of classes.
+        scheduler_sha256: Of the scheduler's configuration as canonical JSON.
+        timesteps, sigmas: Before each step, (step).
+        call: Arguments of the pipeline that are not None, with sizes and guidance.
+    """
+
+    model: str
+    weights: dict[str, str]
+    revision: str | None
+    pipeline: str
+    transformer: str
+    scheduler: str
+    scheduler_sha256: str
+    num_steps: int
+    timesteps: tuple[float, ...]
+    sigmas: tuple[float, ...]
+    dtype: str
+    call: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Row:
+    """Layers that are computed in the same steps.
+
+    Args:
+        name: `all`, a type of layers, or the name of the one layer.
+        layers: Their names in the trace, in execution order.
+        compute: Whether they are computed, by step; the first step always is.
+    """
+
+    name: str
+    layers: tuple[str, ...]
+    compute: tuple[bool, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Rows of layers with the steps that compute them.
+
+    Args:
+        granularity: One of `GRANULARITIES`.
+        predictor: `reuse` of the last computed value, or `linear` prediction from the last two along `levels`.
+        levels: Where each step stands for linear prediction, strictly monotone, (step).
+        types: Type of every layer in the rows, by name.
+        made: From what and how: traces, prompts, cost, optimiser, steps that were forced.
+        predicted: Errors and times that are expected, with intervals.
+    """
+
+    request: Request
+    granularity: str
+    predictor: str
+    levels: tuple[float, ...]
+    rows: tuple[Row, ...]
+    types: dict[str, str]
+    made: dict[str, Any] = field(default_factory=dict)
+    predicted: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        steps = self.request.num_steps
+        if self.granularity not in GRANULARITIES or self.predictor not in PREDICTORS:
+            raise PlanError(f"granularity {self.granularity!r} or predictor {self.predictor!r} is not known")
+        if steps < 1 or any(len(x) != steps for x in (self.levels, self.request.timesteps, self.request.sigmas)):
+            raise PlanError(f"timesteps, sigmas and levels must be {steps}, one for each step")
+        if not self.rows or (self.granularity == STEPS and len(self.rows) != 1):
+            raise PlanError("a plan has rows of layers, and one by steps has a single row")
+        if not np.isfinite(self.levels).all() or (steps > 1 and len(set(np.sign(np.diff(self.levels)))) != 1):
+            raise PlanError("levels must be finite, and rise or fall from step to step")
+        names = [layer for row in self.rows for layer in row.layers]
+        if len(set(names)) != len(names) or set(names) != set(self.types):
+            raise PlanError("every layer stands in one row, and has a type")
+        for row in self.rows:
+            if not row.layers or len(row.compute) != steps or not row.compute[0]:
+                raise PlanError(f"row {row.name!r}: needs layers, and {steps} steps of which the first is computed")
+
+    @property
+    def mask(self) -> NDArray[np.bool_]:
+        """Whether a row is computed, (row, step)."""
+        return np.array([row.compute for row in self.rows])
+
+    @property
+    def steps_mask(self) -> NDArray[np.bool_]:
+        """Steps in which any row is computed, (step): what is left for an engine that skips whole steps."""
+        return self.mask.any(0)
+
+    @property
+    def computed_share(self) -> float:
+        """Share of the evaluations of layers that are computed."""
+        weights = [len(row.layers) for row in self.rows]
+        return float(np.average(self.mask.mean(1), weights=weights))
+
+    def of_layer(self, name: str) -> tuple[bool, ...]:
+        """Steps in which a layer is computed.
+
+        Raises:
+            LookupError: The plan does not name it.
+        """
+        for row in self.rows:
+            if name in row.layers:
+                return row.compute
+        raise LookupError(f"the plan has no layer {name}")
+
+
+def scheduler_hash(config: dict[str, Any]) -> str:
+    """SHA-256 of a scheduler's configuration, as a trace holds it in `settings`."""
+    return hashlib.sha256(json.dumps(config, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def write_plan(path: Path, plan: Plan, *, force: bool = False) -> None:
+    """Write a plan; it appears whole.
+
+    Raises:
+        FileExistsError: There is a file, and it shall not be replaced.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with published(path, replace=force) as file:
+        file.write(to_json(plan).encode() + b"\n")
+
+
+def to_json(plan: Plan) -> str:
+    """The content of the file."""
+    data = {"format": FORMAT, "version": VERSION, **asdict(plan)}
+    data["rows"] = [
+        {"name": row.name, "layers": row.layers, "compute": [int(c) for c in row.compute]} for row in plan.rows
+    ]
+    return json.dumps(data, indent=1, ensure_ascii=False)
+
+
+def read_plan(path: Path) -> Plan:
+    """The plan in a file.
+
+    Raises:
+        FileNotFoundError: There is none.
+        PlanError: It is not a plan, damaged, or of a newer version.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such plan; dit-analyze plan TRACE writes one")
+    if path.stat().st_size > LARGEST:
+        raise PlanError(f"{path}: larger than any plan ({path.stat().st_size} bytes)")
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise PlanError(f"{path}: not JSON ({error}); dit-analyze plan TRACE writes plans") from None
+    if not isinstance(data, dict) or data.get("format") != FORMAT or not isinstance(data.get("version"), int):
+        raise PlanError(f"{path}: no plan (its format is not {FORMAT}); dit-analyze plan TRACE writes one")
+    if data["version"] > VERSION:
+        raise PlanError(f"{path}: version {data['version']}, this version reads up to {VERSION}; upgrade ditscope")
+    try:
+        return from_data(data)
+    except PlanError as error:
+        raise PlanError(f"{path}: {error}; make it again with dit-analyze plan") from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise PlanError(f"{path}: damaged ({type(error).__name__}: {error}); make it again") from None
+
+
+def from_data(data: dict[str, Any]) -> Plan:
+    """The plan that this content of a file is."""
+    request = dict(data["request"])
+    if set(request) != {one.name for one in fields(Request)}:
+        raise PlanError(f"its request has other fields: {', '.join(sorted(request))}")
+    for name in ("timesteps", "sigmas"):
+        request[name] = tuple(float(x) for x in request[name])
+    rows = tuple(Row(str(r["name"]), tuple(map(str, r["layers"])), tuple(map(bool, r["compute"]))) for r in data["rows"])
+    return Plan(
+        Request(**request),
+        data["granularity"],
+        data["predictor"],
+        tuple(float(x) for x in data["levels"]),
+        rows,
+        {str(name): str(kind) for name, kind in data["types"].items()},
+        dict(data["made"]),
+        dict(data["predicted"]),
+    )
