@@ -202,7 +202,9 @@ def from_data(data: dict[str, Any]) -> Plan:
         raise PlanError(f"its request has other fields: {', '.join(sorted(request))}")
     for name in ("timesteps", "sigmas"):
         request[name] = tuple(float(x) for x in request[name])
-    rows = tuple(Row(str(r["name"]), tuple(map(str, r["layers"])), tuple(map(bool, r["compute"]))) for r in data["rows"])
+    rows = tuple(
+        Row(str(row["name"]), tuple(map(str, row["layers"])), tuple(map(bool, row["compute"]))) for row in data["rows"]
+    )
     return Plan(
         Request(**request),
         data["granularity"],
