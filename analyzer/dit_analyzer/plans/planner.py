@@ -1,0 +1,190 @@
+"""Makes plans from the costs of a trace: as many computed steps as are asked for, or as few as an error allows."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+from dit_formats.plan import STEPS, Plan, Request, Row, scheduler_hash
+from dit_formats.reader import Trace
+from numpy.typing import NDArray
+
+from dit_analyzer.plans.costs import Costs, Expected, error_of, expected
+from dit_analyzer.plans.course import OutOfReachError
+from dit_analyzer.plans.optimise import TOTAL, Best, allotted, best_plans
+from dit_analyzer.plans.times import times_of
+
+SHARES = tuple(np.linspace(1.0, 0.2, 41).round(4).tolist())
+"""Computed shares of the plans of a curve."""
+
+WORTH = 0.05
+"""A model is not worth caching if leaving out its one cheapest step already costs more than this."""
+
+DO_NOT = "do not cache"
+
+Mask = NDArray[np.bool_]
+
+
+@dataclass
+class Planner:
+    """All plans that a trace gives at one granularity; what they have in common is worked out once.
+
+    Args:
+        aim: One of `optimise.AIMS`.
+        forced: Steps that are always computed, and why.
+        asked: What the command asked for, to be told in the plan.
+    """
+
+    trace: Trace
+    costs: Costs
+    aim: str = TOTAL
+    forced: dict[int, str] = field(default_factory=dict)
+    asked: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._best = [best_plans(errors, sorted(self.forced), self.aim) for errors in self.costs.planning]
+
+    @property
+    def cells(self) -> int:
+        """Computed cells of a plan that leaves nothing out: a cell is one layer in one step."""
+        return self.costs.num_steps * sum(self.costs.weights)
+
+    @property
+    def fewest(self) -> int:
+        """Cells of the plan that computes least."""
+        return sum(self._first(row) * weight for row, weight in zip(self._best, self.costs.weights))
+
+    def with_share(self, share: float) -> Plan:
+        """The best plan that computes this share of the cells, or the nearest share that can be."""
+        return self._nearest(round(share * self.cells))
+
+    def with_steps(self, steps: int) -> Plan:
+        """The best plan with as many computed cells as `steps` whole steps have."""
+        if not 1 <= steps <= self.costs.num_steps:
+            raise OutOfReachError(f"--budget {steps}: the run has {self.costs.num_steps} steps; give 1 to that many")
+        return self._nearest(steps * sum(self.costs.weights))
+
+    def with_error(self, error: float) -> Plan:
+        """The plan with the fewest computed cells whose predicted error, on prompts it is made from, is no larger."""
+        unit = sum(self.costs.weights) if self.costs.granularity == STEPS else min(self.costs.weights)
+        for cells in range(self.fewest, self.cells + 1, unit):
+            mask = self._mask(cells)
+            if mask is not None and error_of(self.costs.planning, mask, self.costs.weights) <= error:
+                return self._plan(mask)
+        return self._plan(np.ones((len(self.costs.rows), self.costs.num_steps), bool))
+
+    def curve(self) -> list[Plan]:
+        """A plan for every one of `SHARES`."""
+        return [self.with_share(share) for share in SHARES]
+
+    def cheapest_step(self) -> float:
+        """What leaving out the one cheapest step costs; infinite if none may be."""
+        whole = [row[-2].label if len(row) > 1 and row[-2] else None for row in self._best]
+        if self.aim != TOTAL:
+            whole = [label[0] if label else None for label in whole]
+        known = [float(label) for label in whole if label is not None]
+        return float(np.average(known, weights=self.costs.weights)) if len(known) == len(whole) else float("inf")
+
+    # ------------------------------------------------------------------------
+
+    @staticmethod
+    def _first(row: list[Best | None]) -> int:
+        return next(number for number, best in enumerate(row, 1) if best)
+
+    def _nearest(self, cells: int) -> Plan:
+        cells = min(max(cells, self.fewest), self.cells)
+        for off in range(sum(self.costs.weights) + 1):
+            for near in (cells + off, cells - off):
+                mask = self._mask(near) if self.fewest <= near <= self.cells else None
+                if mask is not None:
+                    return self._plan(mask)
+        raise OutOfReachError(f"no plan computes about {cells} of {self.cells} cells with these steps forced")
+
+    def _mask(self, cells: int) -> Mask | None:
+        """Whether computed, (row, step); None where no plan has exactly so many cells."""
+        try:
+            numbers = allotted(self._best, self.costs.weights, cells, self.aim)
+        except ValueError:
+            return None
+        rows = [row[number - 1] for row, number in zip(self._best, numbers)]
+        return np.array([best.compute for best in rows if best is not None])
+
+    def _plan(self, mask: Mask) -> Plan:
+        costs = self.costs
+        rows = tuple(Row(name, layers, tuple(map(bool, one))) for (name, layers), one in zip(costs.rows, mask))
+        kept = {layer for row in rows for layer in row.layers}
+        types = {layer.name: layer.type for layer in self.trace.layers if layer.name in kept}
+        predicted = _told(expected(costs, mask)) | times_of(self.trace, costs, mask)
+        predicted["planning_error"] = error_of(costs.planning, mask, costs.weights)
+        predicted["cheapest_step"] = self.cheapest_step()
+        predicted["verdict"] = DO_NOT if predicted["cheapest_step"] > WORTH else "cache"
+        levels = tuple(costs.course.levels.tolist())
+        made = _made(self) | {"asked": self.asked}
+        return Plan(
+            request_of(self.trace, costs), costs.granularity, costs.predictor, levels, rows, types, made, predicted
+        )
+
+
+def request_of(trace: Trace, costs: Costs) -> Request:
+    """The generation that a plan is for: the trace's, or the same with another number of steps."""
+    settings, course = trace.run.settings, costs.course
+    scheduler = settings.get("scheduler") or {}
+    networks = settings.get("transformers") or {}
+    call = {name: value for name, value in (settings.get("call") or {}).items() if value is not None}
+    return Request(
+        str(settings.get("model", "")),
+        {name: str(told.get("weights", "")) for name, told in networks.items()},
+        settings.get("revision"),
+        str(settings.get("pipeline", "")),
+        "+".join(dict.fromkeys(str(told.get("class", "")) for told in networks.values())),
+        str(scheduler.get("class", "")),
+        scheduler_hash(scheduler.get("config") or {}),
+        costs.num_steps,
+        tuple(course.timesteps.tolist()),
+        tuple(course.sigmas.tolist()),
+        str(settings.get("dtype", "")),
+        call | {"num_inference_steps": _asked_steps(trace, costs, call)},
+    )
+
+
+def text_hash(text: str) -> str:
+    """Tells a prompt that planning has seen from one that it has not."""
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _asked_steps(trace: Trace, costs: Costs, call: dict[str, Any]) -> int:
+    """A scheduler may make more steps than the pipeline is asked for."""
+    asked = call.get("num_inference_steps", trace.num_steps)
+    return costs.num_steps + (int(asked) - trace.num_steps)
+
+
+def _told(found: Expected) -> dict[str, Any]:
+    interval = {
+        name: value if np.isfinite(value) else None for name, value in (("low", found.low), ("high", found.high))
+    }
+    return {"error": found.error, **interval, "held_out_prompts": found.prompts}
+
+
+def _made(planner: Planner) -> dict[str, Any]:
+    costs, prompts = planner.costs, planner.trace.prompts
+    recorded = planner.trace.num_steps
+    return {
+        "ditscope": version("ditscope"),
+        "trace": planner.trace.path.name,
+        "trace_signature": planner.trace.run.signature,
+        "signal": costs.signal,
+        "aim": planner.aim,
+        "forced": {str(step): why for step, why in sorted(planner.forced.items())},
+        "prompts": {"planned": len(costs.planned_with), "held_out": len(costs.held)},
+        "seen": [text_hash(prompts[place].text) for place in (*costs.planned_with, *costs.held)],
+        "recorded_steps": recorded,
+        "extrapolated_steps": _beyond(costs.num_steps, recorded),
+    }
+
+
+def _beyond(steps: int, recorded: int) -> float:
+    """How far the last step lies beyond the last recorded one, in steps of the trace."""
+    return max(0.0, (steps - 1) * recorded / steps - (recorded - 1))
