@@ -1,0 +1,150 @@
+"""Leaves out what a plan leaves out: the networks of a pipeline as wholes, or single layers.
+
+In place of a module's `forward` stands a function that computes, or gives what was computed last, or predicts from the
+last two. Guidance branches that the pipeline computes in calls of their own are kept apart. All is undone on exit.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from dit_formats.plan import LINEAR, STEPS, Plan, PlanError
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from dit_tracer.recording.clock import Clock
+from dit_tracer.recording.sites import Site, find_attention, find_feed_forward, find_networks
+
+
+@dataclass
+class Kept:
+    """What a module returned in its last two computed calls, the later one last."""
+
+    levels: list[float] = field(default_factory=list)
+    leaves: list[list[Any]] = field(default_factory=list)
+    form: Any = None
+
+    def keep(self, level: float, output: Any) -> None:
+        leaves, self.form = tree_flatten(output)
+        self.levels, self.leaves = [*self.levels[-1:], level], [*self.leaves[-1:], leaves]
+
+    def at(self, level: float, linear: bool) -> Any:
+        """What stands in for the output at a level that is not computed."""
+        if not linear or len(self.levels) < 2:
+            return tree_unflatten(self.leaves[-1], self.form)
+        (before, last), ahead = self.levels, level - self.levels[1]
+        pairs = zip(*self.leaves)
+        return tree_unflatten([_predicted(old, new, ahead / (last - before)) for old, new in pairs], self.form)
+
+    def fits(self, like: tuple[Any, ...]) -> bool:
+        return bool(self.leaves) and self.like == like
+
+    like: tuple[Any, ...] = ()
+
+
+def _predicted(old: Any, new: Any, ahead: float) -> Any:
+    """The line through two values, prolonged; computed in float32 where their type is narrower."""
+    if not isinstance(new, Tensor) or not new.is_floating_point() or old.shape != new.shape:
+        return new
+    wide = torch.promote_types(new.dtype, torch.float32)
+    return torch.lerp(old.to(wide), new.to(wide), 1 + ahead).to(new.dtype)
+
+
+class Caching:
+    """Within a `with` block, a pipeline's generations follow a plan. Call `reset` before each.
+
+    Raises:
+        PlanError: The plan names layers that the pipeline does not have.
+    """
+
+    def __init__(self, pipeline: Any, plan: Plan) -> None:
+        self._plan = plan
+        self._networks = find_networks(pipeline)
+        self._clock = Clock(pipeline, self._networks)
+        self._masks = self._modules()
+        self._kept: dict[tuple[Any, ...], Kept] = {}
+        self._calls: dict[tuple[Any, ...], int] = {}
+        self.computed = 0
+        self.left_out = 0
+
+    def __enter__(self) -> Caching:
+        with ExitStack() as undo:
+            undo.enter_context(self._clock)
+            for module, mask in self._masks.items():
+                if not all(mask):
+                    undo.callback(_replaced(module, self._wrapped(module, mask)))
+            self._undo = undo.pop_all()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._undo.close()
+        self._kept.clear()
+
+    def reset(self) -> None:
+        """Back to the first step of a new generation, with nothing kept."""
+        self._clock.reset()
+        self._kept.clear()
+        self._calls.clear()
+
+    def _modules(self) -> dict[nn.Module, tuple[bool, ...]]:
+        """The modules that may be left out, and when they are computed."""
+        if self._plan.granularity == STEPS:
+            return dict.fromkeys(self._networks.values(), self._plan.rows[0].compute)
+        sites = sites_of(self._networks)
+        missing = [name for name in self._plan.types if name not in sites]
+        if missing:
+            more = f" and {len(missing) - 1} more" if missing[1:] else ""
+            raise PlanError(f"the plan leaves out layers that the model does not have: {missing[0]}{more}")
+        return {sites[name].module: self._plan.of_layer(name) for name in self._plan.types}
+
+    def _wrapped(self, module: nn.Module, mask: tuple[bool, ...]) -> Callable[..., Any]:
+        forward, linear = module.forward, self._plan.predictor == LINEAR
+
+        @functools.wraps(forward)
+        def cached(*args: Any, **kwargs: Any) -> Any:
+            step = min(self._clock.step, len(mask) - 1)
+            key = module, self._clock.network, self._clock.branches
+            place = self._calls[key, step] = self._calls.get((key, step), -1) + 1
+            kept = self._kept.setdefault((*key, place), Kept())
+            like = _shapes((args, kwargs))
+            if not mask[step] and kept.fits(like):
+                self.left_out += 1
+                return kept.at(self._plan.levels[step], linear)
+            self.computed += 1
+            output = forward(*args, **kwargs)
+            kept.like = like
+            kept.keep(self._plan.levels[step], output)
+            return output
+
+        return cached
+
+
+def sites_of(networks: dict[str, nn.Module]) -> dict[str, Site]:
+    """Attention layers and the feed-forward networks beside them, by name."""
+    attention = find_attention(networks)
+    return {site.name: site for site in (*attention, *find_feed_forward(networks, attention))}
+
+
+def _replaced(module: nn.Module, forward: Callable[..., Any]) -> Callable[[], None]:
+    """Put a function in place of a module's own forward; gives what undoes it."""
+    own = vars(module).get("forward")
+    module.forward = forward
+
+    def undo() -> None:
+        if own is None:
+            del module.forward
+        else:
+            module.forward = own
+
+    return undo
+
+
+def _shapes(value: Any) -> tuple[Any, ...]:
+    """Shapes of the tensors among a call's arguments: what was kept of others may not stand in."""
+    leaves, _ = tree_flatten(value)
+    return tuple(leaf.shape for leaf in leaves if isinstance(leaf, Tensor))
