@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 from dit_formats.plan import LAYERS, STEPS, Plan, PlanError, Request, Row
 from dit_formats.targets import export
-from dit_formats.targets.export import Export
+from dit_formats.targets.export import Export, planned
 from dit_tracer.calls import parameters, subject
 from dit_tracer.counting import Counted, counting
 from dit_tracer.engines import ENGINES
@@ -20,6 +21,13 @@ from dit_tracer.recording.sites import find_attention, find_feed_forward, find_n
 
 MASK = [1, 1, 0, 1, 0, 0, 1, 0]
 STEPS_RUN = len(MASK)
+REFUSED = (
+    ("latte-1", "cache-dit"),
+    ("latte-1", "diffusers"),
+    ("wan2.1", "diffusers-pab"),
+    ("wan2.1", "smoothcache"),
+)
+PER_LAYER = ("smoothcache", "diffusers-pab", "diffusers-taylorseer")
 FIVE = ("flux.1-dev", "pixart-alpha", "sd3", "cogvideox-5b", "mochi-1-preview")
 
 
@@ -39,15 +47,34 @@ def plan_of(pipeline: Any, rows: list[tuple[str, list[str], list[int]]], granula
     scheduler, network = type(pipeline.scheduler).__name__, next(iter(find_networks(pipeline).values()))
     names = type(pipeline).__name__, type(network).__name__, scheduler
     request = Request("twin", {}, None, *names, "0" * 64, steps, times, times, "float32", {})
-    types = {layer: "ff" if ".ff" in layer else "self" for row in made for layer in row.layers}
+    kinds = types_of(pipeline)
+    types = {layer: kinds[layer] for row in made for layer in row.layers}
     plan = {"predictor": "reuse", "levels": times} | changes
     return Plan(request, granularity, rows=made, types=types, **plan)
 
 
-def layers_of(pipeline: Any) -> list[str]:
+def types_of(pipeline: Any) -> dict[str, str]:
+    """`ff` or `attention`, by layer."""
     networks = find_networks(pipeline)
     attention = find_attention(networks)
-    return [site.name for site in attention + find_feed_forward(networks, attention)]
+    kinds = {site.name: "attention" for site in attention}
+    return kinds | {site.name: "ff" for site in find_feed_forward(networks, attention)}
+
+
+def layers_of(pipeline: Any) -> list[str]:
+    return list(types_of(pipeline))
+
+
+def by_layers(pipeline: Any, **changes: Any) -> Plan:
+    """A plan that no range and no interval follows: other steps for one attention layer in two, and for the rest."""
+    kinds = types_of(pipeline)
+    attention = [layer for layer, kind in kinds.items() if kind == "attention"]
+    rows = [
+        ("even", attention[::2], [1, 1, 0, 1, 0, 1, 0, 1]),
+        ("odd", attention[1::2], [1, 1, 0, 0, 1, 0, 0, 1]),
+        ("ff", [layer for layer, kind in kinds.items() if kind == "ff"], [1, 1, 0, 1, 0, 0, 1, 0]),
+    ]
+    return plan_of(pipeline, rows, LAYERS, **changes)
 
 
 def by_steps(pipeline: Any, mask: list[int] = MASK, **changes: Any) -> Plan:
@@ -126,6 +153,25 @@ def test_mag_cache_computes_what_its_export_says(twin: tuple[str, Any]) -> None:
     proven(twin, by_steps(twin[1]), "diffusers")
 
 
+@pytest.mark.parametrize("twin", [*FIVE, "sd3.5", "latte-1", "open-sora", "z-image", "ltx", "sana"], indirect=True)
+def test_smoothcache_computes_a_plan_of_layers_as_it_is(twin: tuple[str, Any]) -> None:
+    plan = by_layers(twin[1])
+    exported = proven(twin, plan, "smoothcache")
+    assert (exported.computed == planned(plan)).all()
+
+
+@pytest.mark.parametrize("twin", [*FIVE, "sd3.5", "latte-1", "open-sora", "z-image", "ltx", "sana"], indirect=True)
+def test_broadcasting_computes_what_its_export_says(twin: tuple[str, Any]) -> None:
+    exported = proven(twin, by_layers(twin[1]), "diffusers-pab")
+    assert any("feed-forward" in sentence for sentence in exported.lost)
+
+
+@pytest.mark.parametrize("twin", [*FIVE, "latte-1", "open-sora", "wan2.1", "qwen-image", "z-image", "ltx", "sana"],
+                         indirect=True)  # fmt: skip
+def test_taylorseer_computes_what_its_export_says(twin: tuple[str, Any]) -> None:
+    proven(twin, by_layers(twin[1], predictor="linear"), "diffusers-taylorseer")
+
+
 @pytest.mark.parametrize("twin", ["flux.1-dev", "pixart-alpha"], indirect=True)
 def test_cache_dit_predicts_where_the_plan_does(twin: tuple[str, Any]) -> None:
     name, pipeline = twin
@@ -146,6 +192,12 @@ def test_a_plan_of_layers_loses_what_whole_steps_cannot_say(twin: tuple[str, Any
     assert any("than planned" in sentence for sentence in exported.lost)
 
 
+@pytest.mark.parametrize(("twin", "target"), REFUSED, indirect=["twin"])
+def test_engines_that_mix_branches_or_fail_are_refused(twin: tuple[str, Any], target: str) -> None:
+    with pytest.raises(PlanError, match="cannot run Latte|once for each guidance branch"):
+        export(by_layers(twin[1]) if target in PER_LAYER else by_steps(twin[1]), target)
+
+
 @pytest.mark.parametrize("twin", ["latte-1"], indirect=True)
 @pytest.mark.parametrize("target", ["cache-dit", "diffusers"])
 def test_latte_is_refused_as_the_engines_would_refuse_it(twin: tuple[str, Any], target: str) -> None:
@@ -159,15 +211,18 @@ def test_latte_is_refused_as_the_engines_would_refuse_it(twin: tuple[str, Any], 
     assert torch.isfinite(generate(pipeline, name)).all()
 
 
-@pytest.mark.parametrize("twin", ["flux.1-dev", "pixart-alpha", "sd3", "wan2.1"], indirect=True)
-@pytest.mark.parametrize("target", ["cache-dit", "diffusers"])
+@pytest.mark.parametrize(
+    ("twin", "target"),
+    [pair for pair in product(("flux.1-dev", "sd3", "latte-1", "wan2.1"), ENGINES) if pair not in REFUSED],
+    indirect=["twin"],
+)
 def test_the_snippet_does_what_the_file_says(
     twin: tuple[str, Any], target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name, _ = twin
     pipeline = tiny.build(name)
     generate(pipeline, name)  # as somebody has who first looks at the uncached image
-    exported = export(by_steps(pipeline), target)
+    exported = export(by_layers(pipeline) if target in PER_LAYER else by_steps(pipeline), target)
     file = tmp_path / "other name.yaml"
     file.write_text(exported.text)
     exec(exported.loading(str(file)), {"pipe": pipeline})

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from dit_formats.plan import Plan, PlanError
-from dit_formats.targets import cache_dit, mag_cache
+from dit_formats.targets import broadcast, cache_dit, mag_cache, sglang, smoothcache, taylorseer
 from dit_formats.targets.export import Export, planned
 
 __all__ = ["Export", "TARGETS", "Target", "export"]
@@ -33,6 +33,20 @@ TARGETS = {
     for target in (
         Target(cache_dit.NAME, "cache-dit.yaml", cache_dit.write, "cache-dit 1.5: whole steps"),
         Target(mag_cache.NAME, "diffusers.json", mag_cache.write, "diffusers 0.42, MagCache: whole steps"),
+        Target(
+            broadcast.NAME,
+            "diffusers-pab.json",
+            broadcast.write,
+            "diffusers 0.42, Pyramid Attention Broadcast: a range and a window for each attention layer",
+        ),
+        Target(
+            taylorseer.NAME,
+            "diffusers-taylorseer.json",
+            taylorseer.write,
+            "diffusers 0.42, TaylorSeer: uniform intervals for each layer, reused or predicted",
+        ),
+        Target(smoothcache.NAME, "smoothcache.json", smoothcache.write, "dit-smoothcache 0.1: any steps of each layer"),
+        Target(sglang.NAME, "sglang.json", sglang.write, "SGLang, DPCache: whole steps, predicted; not run here"),
     )
 }
 

@@ -49,15 +49,14 @@ def write(plan: Plan) -> Export:
         *untried(plan, traits.tried, NAME),
     )
     snippet = _snippet(network, traits.has_enable_cache)
-    text = to_json(ENGINE, plan, config=_config(plan))
+    text = to_text(head(ENGINE, plan) | {"config": _config(plan)})
     return Export(NAME, FILE, text, layers_of(plan), computed, lost, snippet, traits.tried)
 
 
-def to_json(engine: str, plan: Plan, **content: object) -> str:
-    """The file of one of diffusers' engines."""
-    head = {"format": FORMAT, "version": VERSION, "engine": engine, "diffusers": "0.42"}
-    made_for = {"transformer": plan.request.transformer, "num_steps": plan.request.num_steps}
-    return to_text(head | made_for | content)
+def head(engine: str, plan: Plan) -> dict[str, object]:
+    """How the file of one of diffusers' engines begins."""
+    kind = {"format": FORMAT, "version": VERSION, "engine": engine, "diffusers": "0.42"}
+    return kind | {"transformer": plan.request.transformer, "num_steps": plan.request.num_steps}
 
 
 def _config(plan: Plan) -> dict[str, object]:

@@ -22,7 +22,6 @@ class Traits:
         has_enable_cache: Whether it has diffusers' `enable_cache`, which also clears what was cached when a
             generation ends.
         mag_cache, cache_dit: Why this engine does not work with it; empty where it does.
-        smooth_cache: Classes of its blocks, which SmoothCache must be told.
         tried: Whether exports for it were run, on its network in miniature.
     """
 
@@ -30,35 +29,30 @@ class Traits:
     has_enable_cache: bool = True
     mag_cache: str = ""
     cache_dit: str = ""
-    smooth_cache: tuple[str, ...] = ()
     tried: bool = True
 
 
 _UNREGISTERED = "its blocks are not registered in diffusers' hooks (ValueError when it runs)"
-_FLUX = ("transformer_flux.FluxTransformerBlock", "transformer_flux.FluxSingleTransformerBlock")
 
 TRAITS = {
-    "FluxTransformer2DModel": Traits(smooth_cache=_FLUX),
-    "PixArtTransformer2DModel": Traits(has_enable_cache=False, smooth_cache=("BasicTransformerBlock",)),
-    "SD3Transformer2DModel": Traits(has_enable_cache=False, smooth_cache=("JointTransformerBlock",)),
-    "CogVideoXTransformer3DModel": Traits(smooth_cache=("CogVideoXBlock",)),
-    "MochiTransformer3DModel": Traits(smooth_cache=("MochiTransformerBlock",)),
-    "LTXVideoTransformer3DModel": Traits(smooth_cache=("LTXVideoTransformerBlock",)),
+    "FluxTransformer2DModel": Traits(),
+    "PixArtTransformer2DModel": Traits(has_enable_cache=False),
+    "SD3Transformer2DModel": Traits(has_enable_cache=False),
+    "CogVideoXTransformer3DModel": Traits(),
+    "MochiTransformer3DModel": Traits(),
+    "LTXVideoTransformer3DModel": Traits(),
     "WanTransformer3DModel": Traits(two_calls=True),
     "QwenImageTransformer2DModel": Traits(two_calls=True),
     "LatteTransformer3DModel": Traits(
         mag_cache="it reshapes its states between spatial and temporal blocks, and MagCache adds what does not fit "
         "(RuntimeError when it runs)",
         cache_dit="cache-dit has no adapter for it",
-        smooth_cache=("BasicTransformerBlock",),
     ),
     "STDiT3": Traits(
         mag_cache="MagCache finds none of its blocks (spatial_blocks, temporal_blocks) and would skip nothing",
         cache_dit="cache-dit has no adapter for it",
     ),
-    "SanaTransformer2DModel": Traits(
-        has_enable_cache=False, mag_cache=_UNREGISTERED, smooth_cache=("SanaTransformerBlock",)
-    ),
+    "SanaTransformer2DModel": Traits(has_enable_cache=False, mag_cache=_UNREGISTERED),
     "Lumina2Transformer2DModel": Traits(two_calls=True, has_enable_cache=False, mag_cache=_UNREGISTERED),
     "ZImageTransformer2DModel": Traits(has_enable_cache=False, mag_cache=_UNREGISTERED),
 }
