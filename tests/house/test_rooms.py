@@ -17,7 +17,8 @@ MAY_IMPORT = {
     "formats": {"numpy", "h5py", "isal", "deflate", "dit_formats"},
     "tracer": {
         "numpy", "click", "rich", "torch", "diffusers", "transformers", "tokenizers", "safetensors",
-        "sklearn", "PIL", "huggingface_hub", "psutil", "triton", "dit_formats", "dit_tracer",
+        "sklearn", "PIL", "huggingface_hub", "psutil", "triton", "cache_dit", "SmoothCache",
+        "dit_formats", "dit_tracer",
     },
     "analyzer": {
         "numpy", "scipy", "xarray", "matplotlib", "distributed", "click", "rich", "dit_formats", "dit_analyzer",
