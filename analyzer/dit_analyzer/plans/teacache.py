@@ -1,8 +1,8 @@
 """TeaCache's polynomial (arXiv 2411.19108) from a trace, with what it is worth, and how many steps it would skip.
 
 x[t] is the relative L1 change of the first block's modulated input from step t to t + 1, y[t] that of an output, both
-mean |d| / mean |at step t| (equation 4), by prompt and guidance half. A polynomial of degree 4 gives y from x; steps are
-skipped while the sum of its values stays below a threshold.
+mean |d| / mean |at step t| (equation 4), by prompt and guidance half. A polynomial of degree 4 gives y from x; steps
+are skipped while the sum of its values stays below a threshold.
 
 Which output y is of, TeaCache says in words only ("model output"; it ships no calibration), and what all ports keep and
 add again is the stack's residual. vllm-omni's `coefficient_estimator.py` takes the state after the last block. So there
@@ -73,7 +73,8 @@ class Fit:
         coefficients: Highest power first, (5).
         output: What y is of.
         r_squared, rmse: On prompts that had no part in the fit: each fifth of the prompts is predicted from the others
-            (fewer prompts: each alone). R^2 is against the mean of those others; NaN of one prompt, or if y is constant.
+            (of fewer than five, each one). R^2 is against the mean of those others; NaN of one prompt, and where y is
+            constant.
         within: R^2 on all points, the polynomial being from all of them; this is what is usually told.
         low, high: Range of x; beyond it the polynomial was never seen.
         monotone: Whether it nowhere falls in that range, and is nowhere negative.
