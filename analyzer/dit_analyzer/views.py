@@ -69,4 +69,7 @@ VIEWS = {
         "delta_dit",
         "the stack and samples (no --no-stack, no --stats-only)",
     ),  # fmt: skip
+    "stale-kv": View(
+        "PipeFusion (arXiv 2405.14430), K and V one step stale", "stale", "stale_kv", "--kinds with k and v"
+    ),
 }

@@ -31,7 +31,7 @@ def traces(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Two prompts of each model, with samples so large that they are the whole tensors."""
     folder = tmp_path_factory.mktemp("views")
     for model, more in MORE.items():
-        command = ["run", f"digits-{model}", "-n", "2", "--steps", str(STEPS), "--kinds", "a,f,o", *more]
+        command = ["run", f"digits-{model}", "-n", "2", "--steps", str(STEPS), "--kinds", "k,v,a,f,o", *more]
         result = CliRunner().invoke(main, [*command, "--sample", "12288", "-o", str(folder / model)])
         assert result.exit_code == 0, result.output
     return {model: folder / model for model in MORE}
@@ -41,7 +41,7 @@ def traces(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two prompts of a guided model, of which few values are stored and no products of steps or halves."""
     path = tmp_path_factory.mktemp("small") / "small.trace"
-    command = ["run", "digits-pixart", "-n", "2", "--steps", str(STEPS), "--kinds", "a,f,o", "--sample", "300"]
+    command = ["run", "digits-pixart", "-n", "2", "--steps", str(STEPS), "--kinds", "k,v,a,f,o", "--sample", "300"]
     result = CliRunner().invoke(main, [*command, "-o", str(path)])
     assert result.exit_code == 0, result.output
     return path
@@ -206,6 +206,20 @@ def test_ditfastattn_is_the_cosine_of_steps_and_of_halves(traces: dict[str, Path
     assert ("between steps: exact" if source == "exact" and model == "pixart" else neighbours) in view.notes
 
 
+@pytest.mark.parametrize("source", ["exact", "sample"])
+@pytest.mark.parametrize("model", MORE)
+def test_stale_kv_is_the_relative_change_of_keys_and_values(traces: dict[str, Path], model: str, source: str) -> None:
+    with open_trace(traces[model]) as trace:
+        view = VIEWS["stale-kv"].measure(trace, source)
+        places = layers(trace, "self", "joint", "single")
+        assert view.layer.values.tolist() == places, "cross-attention has no K and V of latent tokens"
+        for kind in ("k", "v"):
+            tensors = [whole(trace, "latent", kind, at) for at in places]
+            expected = np.array([(abs(np.diff(x)).mean(1) / abs(x[..., :-1]).mean(1)).mean(0) for x in tensors])
+            np.testing.assert_allclose(view["rel_l1"].isel(prompt=1).sel(kind=kind), expected, rtol=1e-5)
+            np.testing.assert_allclose(view["joint"].isel(prompt=1).sel(kind=kind), expected.mean(0), rtol=1e-5)
+
+
 def test_states_of_one_shape_are_sampled_at_the_same_places(tmp_path: Path) -> None:
     """So that a group of blocks can be told by what it adds, also where the sample is small."""
     command = ["run", "digits-flux", "-n", "1", "--steps", "3", "--sample", "300", "-o", str(tmp_path / "small")]
@@ -314,7 +328,19 @@ def test_every_view_is_written_as_the_same_bytes_by_another_process(
 def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Statistics of a guided model alone."""
     path = tmp_path_factory.mktemp("bare") / "bare.trace"
-    command = ["run", "digits-pixart", "-n", "1", "--steps", "3", "--kinds", "a,f,o", "--stats-only", "-o", str(path)]
+    command = [
+        "run",
+        "digits-pixart",
+        "-n",
+        "1",
+        "--steps",
+        "3",
+        "--kinds",
+        "k,v,a,f,o",
+        "--stats-only",
+        "-o",
+        str(path),
+    ]
     assert CliRunner().invoke(main, command).exit_code == 0
     return path
 

@@ -15,7 +15,7 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
+from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
@@ -176,6 +176,60 @@ def ditfastattn(view: xr.Dataset, title: str) -> Figure:
         panels[-1].set_yticks(rows, between.layer.values[rows])
         figure.colorbar(image, ax=panels[-1], label="cos(A_cond, A_uncond)", location="bottom")
     return _captioned(figure, view, _mean(view), bars=False)
+
+
+@matplotlib.rc_context(STYLE)
+def stale_kv(view: xr.Dataset, title: str) -> Figure:
+    """Change of K and of V, layers by transitions; and its mean over layers, with thresholds and what they suggest."""
+    figure, panels = _panels(3, title, "PipeFusion (arXiv 2405.14430), K and V one step stale", legend=True)
+    layers = view["rel_l1"].mean("prompt", skipna=False)
+    norm = _log_norm(layers)
+    for panel, kind in zip(panels, view.kind.values):
+        image = _image(panel, layers.sel(kind=kind).transpose("layer", "transition"), norm)
+        panel.set(title=kind.upper(), xlabel="transition t → t+1", aspect="auto")
+        rows = range(0, view.sizes["layer"], -(-view.sizes["layer"] // 10))
+        panel.set_yticks(rows, view.layer.values[rows])
+    panels[0].set_ylabel("layer")
+    bar = figure.colorbar(
+        image, ax=panels[:2], label="mean |x[t+1] − x[t]| / mean |x[t]|", location="bottom", aspect=45
+    )
+    if isinstance(norm, LogNorm):
+        log_ticks(bar.ax.xaxis)
+    _lines(panels[2], view["joint"], "kind", view["joint_se"], {kind: kind.upper() for kind in view.kind.values})
+    for threshold in view.threshold.values:
+        panels[2].axhline(threshold, color="grey", linewidth=0.8, linestyle="--", zorder=0)
+    panels[2].set(title="mean over layers", xlabel="transition t → t+1")
+    _log_if_positive(panels[2], view["joint"])
+    _legend(figure, panels[2])
+    told = "; ".join(_suggested(view, float(threshold)) for threshold in view.threshold.values)
+    return _captioned(figure, view, f"{_spread(view)}; {told}")
+
+
+def _log_norm(values: xr.DataArray) -> Normalize:
+    """A log scale of colours over all that is above 0; any scale where nothing is."""
+    there = values.values[values.values > 0]
+    if not there.size:
+        return Normalize(0, 1)
+    low, high = there.min(), there.max()
+    return LogNorm(low, high) if low < high else LogNorm(low / 2, high * 2)
+
+
+def _suggested(view: xr.Dataset, threshold: float) -> str:
+    """`warm-up for less than 0.1: K 3 [3, 4], V 4 [4, 4] steps (as much again late in K 1 [1, 1], V 2 [2, 2])`."""
+    at = view.sel(threshold=threshold)
+    warm, late = (
+        ", ".join(f"{kind.upper()} {_counted(at.sel(kind=kind), name)}" for kind in view.kind.values)
+        for name in ("warm_up", "later")
+    )
+    return f"warm-up for less than {threshold:g}: {warm} steps (as much again late in {late})"
+
+
+def _counted(at: xr.Dataset, name: str) -> str:
+    """A number of steps with its interval."""
+    number, low, high = (float(at[key]) for key in (name, f"{name}_low", f"{name}_high"))
+    if not np.isfinite(number):
+        return "?"
+    return f"{number:.0f}" + (f" [{low:.0f}, {high:.0f}]" if np.isfinite(low) else "")
 
 
 def _panels(

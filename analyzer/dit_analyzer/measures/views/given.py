@@ -34,6 +34,16 @@ def need_steps(trace: Trace) -> None:
         raise IncompleteError(f"{trace.path}: has one step, so nothing to compare; trace with --steps 2 or more")
 
 
+def need_sites(trace: Trace, *sites: str) -> None:
+    """IncompleteError unless there are two steps, and these sites of the stack."""
+    need_steps(trace)
+    if not trace.has_stack:
+        raise IncompleteError(f"{trace.path}: holds no stack; trace without --no-stack")
+    lacking = [site for site in sites if site not in trace.sites()]
+    if lacking:
+        raise IncompleteError(f"{trace.path}: has no {', '.join(lacking)}: a network without one stack of blocks")
+
+
 def has_samples(trace: Trace, stream: str) -> bool:
     """Whether values were stored, not statistics alone."""
     return trace.shape(stream, "token")[-1] > 0

@@ -16,7 +16,7 @@ from dit_analyzer.measures.views.given import (
     dataset,
     halves,
     need_samples,
-    need_steps,
+    need_sites,
     no_error,
 )
 from dit_analyzer.measures.views.replicates import Samples, over_prompts, replicated_weights, weighted_mean
@@ -49,7 +49,7 @@ def magcache(trace: Trace, source: str = "exact") -> xr.Dataset:
     Raises:
         IncompleteError: No stack, or one step only; no samples where they are asked for.
     """
-    _need_sites(trace, "residual")
+    need_sites(trace, "residual")
     notes = ["r: output of the last block less input of the first, latent tokens", "cosine distance of whole tensors, "
              "where MagCache takes its mean over tokens"]  # fmt: skip
     formulas = {
@@ -87,7 +87,7 @@ def teacache(trace: Trace, source: str = "exact") -> xr.Dataset:
     Raises:
         IncompleteError: No stack or not these sites; no samples where they are asked for; one step only.
     """
-    _need_sites(trace, *TEACACHE)
+    need_sites(trace, *TEACACHE)
     sites = list(TEACACHE)
     if source == "sample":
         found, error = _changes(trace, {site: (None, site) for site in sites}, ("rel_l1",), over_branches=True)
@@ -126,7 +126,7 @@ def delta_dit(trace: Trace, source: str = "exact") -> xr.Dataset:
     Raises:
         IncompleteError: No stack or not these sites; no samples, or at different places; one step only.
     """
-    _need_sites(trace, "input", "middle", "last", "residual")
+    need_sites(trace, "input", "middle", "last", "residual")
     exact, names = source == "exact", ("rel_l1", "cosine")
     groups = GROUPS if exact else GROUPS | {"all": (None, "residual")}
     ds, errors = _changes(trace, groups, names, over_branches=True)
@@ -156,15 +156,6 @@ def delta_dit(trace: Trace, source: str = "exact") -> xr.Dataset:
         notes,
         {name: (errors[name].transpose("group", "transition"), known) for name in names},
     )
-
-
-def _need_sites(trace: Trace, *sites: str) -> None:
-    need_steps(trace)
-    if not trace.has_stack:
-        raise IncompleteError(f"{trace.path}: holds no stack; trace without --no-stack")
-    lacking = [site for site in sites if site not in trace.sites()]
-    if lacking:
-        raise IncompleteError(f"{trace.path}: has no {', '.join(lacking)}: a network without one stack of blocks")
 
 
 def _changes(
