@@ -18,6 +18,7 @@ MAY_IMPORT = {
     "tracer": {
         "numpy", "click", "rich", "torch", "diffusers", "transformers", "tokenizers", "safetensors",
         "sklearn", "PIL", "huggingface_hub", "psutil", "triton", "cache_dit", "SmoothCache",
+        "scipy", "matplotlib", "skimage", "lpips",
         "dit_formats", "dit_tracer",
     },
     "analyzer": {

@@ -296,6 +296,53 @@ def study(
 
 
 @main.command()
+@click.argument("plans", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="PLAN... [MODEL]")
+@click.option("-p", "--prompts", help="As of dit-trace run.  [default: built-in ones that planning has not seen]")
+@click.option("-n", "--limit", type=click.IntRange(min=1), help="The first N prompts.  [default: all; 8 if built in]")
+@click.option("-o", "--output", type=click.Path(path_type=Path),
+              help="Folder for replay.json, quality.png and samples.png.  [default: none]")  # fmt: skip
+@click.option("--engine", type=click.Choice(["cache-dit", "diffusers", "diffusers-pab", "diffusers-taylorseer",
+                                             "smoothcache"]),
+              help="Run the plan by another engine.  [default: by our own hook]")  # fmt: skip
+@click.option("--alone", is_flag=True, help="Leave out what other methods would do with as much computation.")
+@click.option("--transfer", is_flag=True, help="Run a plan where it was not made for: another model or scheduler.")
+@click.option("--scheduler", help="As of dit-trace run.  [default: the model's]")
+@click.option("--seed", type=click.IntRange(0, LAST_SEED), default=42, show_default=True, help="Seed of the noise.")
+@click.option("--lpips", is_flag=True, help="Also LPIPS, where the package and its weights are on this machine.")
+@click.option("--weights", metavar="FOLDER|REPO", help="Load MODEL's weights from there.  [default: its repository]")
+@click.option("--revision", help="Branch, tag or commit of the model's repository.  [default: the plan's]")
+@click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), help="[default: the model's]")
+@click.option("--device", help="Where to run, as torch names it.  [default: cuda if there is one, else cpu]")
+@click.option("--force", is_flag=True, help="Replace files that are there already.")
+@click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def replay(plans: tuple[Path, ...], weights: str | None, **options: Any) -> int:
+    """Run each PLAN for real: speed and error against the uncached MODEL, and against fewer steps and other methods.
+
+    The other methods spend as much computation as the first plan. Errors are relative L1 of the final latents, PSNR and
+    SSIM, means over prompts with 95 % intervals.
+
+    Example: dit-trace replay plan.json -n 16 -o replay
+    """
+    from dit_formats.plan import read_plan
+
+    from dit_tracer.models.catalog import find
+
+    files = [path for path in plans if path.suffix == ".json"]
+    others = [str(path) for path in plans if path.suffix != ".json"]
+    if not files or len(others) > 1:
+        raise click.UsageError("give plans, which end in .json, and at most one model")
+    model = find(others[0] if others else read_plan(files[0]).request.model)
+    model = replace(model, source=weights) if weights else model
+    try:
+        from dit_tracer.replay.command import Ask
+        from dit_tracer.replay.command import replay as run_for_real
+    except ModuleNotFoundError as error:
+        raise click.ClickException(NEEDS.format(error.name)) from None
+    return run_for_real(Ask(files, model, **options))
+
+
+@main.command()
 @click.argument("model", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
 def models(model: str | None, as_json: bool) -> None:

@@ -8,10 +8,12 @@ from importlib.metadata import version
 from typing import Any
 
 import numpy as np
+from dit_formats.errors import TraceError
 from dit_formats.plan import STEPS, Plan, Request, Row, scheduler_hash
 from dit_formats.reader import Trace
 from numpy.typing import NDArray
 
+from dit_analyzer.plans import magcache
 from dit_analyzer.plans.costs import Costs, Expected, error_of, expected
 from dit_analyzer.plans.course import OutOfReachError
 from dit_analyzer.plans.optimise import TOTAL, Best, allotted, best_plans
@@ -46,6 +48,7 @@ class Planner:
 
     def __post_init__(self) -> None:
         self._best = [best_plans(errors, sorted(self.forced), self.aim) for errors in self.costs.planning]
+        self._ratios = _ratios(self.trace, self.costs.num_steps)
 
     @property
     def cells(self) -> int:
@@ -123,6 +126,8 @@ class Planner:
         predicted["verdict"] = DO_NOT if predicted["cheapest_step"] > WORTH else "cache"
         levels = tuple(costs.course.levels.tolist())
         made = _made(self) | {"asked": self.asked}
+        if found := self._ratios and _mag_cache(self._ratios, 1 - float(mask.mean())):
+            made["magcache"] = found
         return Plan(
             request_of(self.trace, costs), costs.granularity, costs.predictor, levels, rows, types, made, predicted
         )
@@ -148,6 +153,25 @@ def request_of(trace: Trace, costs: Costs) -> Request:
         str(settings.get("dtype", "")),
         call | {"num_inference_steps": _asked_steps(trace, costs, call)},
     )
+
+
+def _ratios(trace: Trace, steps: int) -> list[float] | None:
+    """MagCache's ratio at each step, mean over branches; None where the trace does not tell."""
+    try:
+        found = magcache.ratios(trace).ratios.mean(0)
+    except TraceError:
+        return None
+    return found.tolist() if len(found) == steps and np.isfinite(found).all() else None
+
+
+def _mag_cache(ratios: list[float], share: float) -> dict[str, Any] | None:
+    """Arguments of diffusers' MagCacheConfig that skip this share of the steps, for comparison; None if none do."""
+    skips = {"max_skip_steps": magcache.MAX_SKIP, "retention_ratio": magcache.RETENTION}
+    try:
+        threshold = magcache.threshold_for(ratios, share)
+    except ValueError:
+        return None
+    return {"mag_ratios": ratios, "threshold": threshold, "num_inference_steps": len(ratios)} | skips
 
 
 def text_hash(text: str) -> str:

@@ -29,18 +29,11 @@ class Made:
         latents: After the last step.
         pictures: (picture, height, width, channel) in 0..1; the frames of a video are pictures.
         seconds: From the first call of a network to the end of the last step.
-        attention, feed_forward: Evaluations that were really computed.
     """
 
     latents: Floats
     pictures: Floats
     seconds: float
-    attention: int
-    feed_forward: int
-
-    @property
-    def evaluations(self) -> int:
-        return self.attention + self.feed_forward
 
 
 @dataclass(frozen=True)
