@@ -119,6 +119,19 @@ def test_the_rule_is_the_library_s_at_any_setting() -> None:
     assert len(numbers) > 3
 
 
+def test_two_calls_a_step_skip_the_same_steps_in_their_own_cache_contexts(tmp_path: Path) -> None:
+    name = "tiny:wan2.1"
+    with open_trace(trace_of(name, tmp_path)) as trace:
+        config = json.loads(COEFFICIENT_TARGETS["magcache"](trace).text)["config"]
+    said = magcache.skipped(config["mag_ratios"], config["threshold"])
+    pipeline = load(find(name), device="cpu")
+    calls: list[int] = []
+    pipeline.transformer.blocks[1].attn1.register_forward_pre_hook(lambda *_: calls.append(1))
+    apply_mag_cache(pipeline.transformer, MagCacheConfig(**config))
+    generate(pipeline, name)
+    assert len(calls) == 2 * (~said).sum() < 2 * STEPS
+
+
 def test_latte_is_refused_as_the_library_fails_on_it(tmp_path: Path) -> None:
     path = trace_of("digits-latte", tmp_path, prompts=1)
     with open_trace(path) as trace:
