@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -51,12 +52,15 @@ class Counted:
     """The steps in which a block in the middle was computed."""
 
     def __init__(self, pipeline: Any) -> None:
-        self.steps: list[int] = []
-        self._step = -1
+        self.begin()
         pipeline.transformer.register_forward_pre_hook(self._begin, with_kwargs=True)
         attention = pipeline.transformer.transformer_blocks[1]
         attention = attention.attn if hasattr(attention, "attn") else attention.attn1
         attention.register_forward_pre_hook(self._compute, with_kwargs=True)
+
+    def begin(self) -> None:
+        self.steps: list[int] = []
+        self._step = -1
 
     def _begin(self, *_: Any) -> None:
         self._step += 1
@@ -100,18 +104,32 @@ def test_the_library_skips_the_steps_that_were_said_in_every_generation(
     assert counted.steps == [step for step in range(2 * STEPS) if not said[step % STEPS]]
 
 
-@pytest.mark.parametrize("max_skip", [1, 4])
-@pytest.mark.parametrize("retention", [0.0, 0.3])
-@pytest.mark.parametrize("threshold", [0.01, 0.1, 1.0])
-def test_the_rule_is_the_library_s_at_any_setting(threshold: float, retention: float, max_skip: int) -> None:
-    ratios = np.round(np.exp(np.random.default_rng(0).normal(0, 0.05, STEPS)), 6)
-    said = magcache.skipped(ratios, threshold, max_skip, retention)
+def test_the_rule_is_the_library_s_at_any_setting() -> None:
+    """Hooks that are applied again replace those before."""
     pipeline = load(find("digits-flux"), device="cpu")
-    counted = Counted(pipeline)
-    config = MagCacheConfig(threshold, max_skip, retention, STEPS, ratios.tolist())
-    apply_mag_cache(pipeline.transformer, config)
-    generate(pipeline, "digits-flux")
-    assert counted.steps == np.flatnonzero(~said).tolist()
+    counted, numbers = Counted(pipeline), set()
+    ratios = np.round(np.exp(np.random.default_rng(0).normal(0, 0.05, STEPS)), 6)
+    for threshold, retention, max_skip in itertools.product((0.01, 0.1, 1.0), (0.0, 0.3), (1, 4)):
+        said = magcache.skipped(ratios, threshold, max_skip, retention)
+        apply_mag_cache(pipeline.transformer, MagCacheConfig(threshold, max_skip, retention, STEPS, ratios.tolist()))
+        counted.begin()
+        generate(pipeline, "digits-flux")
+        assert counted.steps == np.flatnonzero(~said).tolist()
+        numbers.add(int(said.sum()))
+    assert len(numbers) > 3
+
+
+def test_two_calls_a_step_skip_the_same_steps_in_their_own_cache_contexts(tmp_path: Path) -> None:
+    name = "tiny:wan2.1"
+    with open_trace(trace_of(name, tmp_path)) as trace:
+        config = json.loads(COEFFICIENT_TARGETS["magcache"](trace).text)["config"]
+    said = magcache.skipped(config["mag_ratios"], config["threshold"])
+    pipeline = load(find(name), device="cpu")
+    calls: list[int] = []
+    pipeline.transformer.blocks[1].attn1.register_forward_pre_hook(lambda *_: calls.append(1))
+    apply_mag_cache(pipeline.transformer, MagCacheConfig(**config))
+    generate(pipeline, name)
+    assert len(calls) == 2 * (~said).sum() < 2 * STEPS
 
 
 def test_latte_is_refused_as_the_library_fails_on_it(tmp_path: Path) -> None:

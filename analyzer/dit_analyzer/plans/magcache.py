@@ -161,7 +161,9 @@ def skips(found: Ratios, threshold: float, max_skip: int = MAX_SKIP, retention: 
 
 
 def threshold_for(ratios: ArrayLike, share: float, max_skip: int = MAX_SKIP, retention: float = RETENTION) -> float:
-    """The smallest threshold that skips this share of all steps or more; between two thresholds that differ.
+    """The middle of the lowest range of thresholds that skip this share of all steps or more.
+
+    All thresholds of that range skip the same steps, so that rounding and < or <= do not matter.
 
     Args:
         ratios: (step)

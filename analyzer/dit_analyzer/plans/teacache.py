@@ -11,6 +11,7 @@ is a choice: `residual` by default, for its change is the error that skipping ma
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,6 +32,7 @@ FOLDS = 5
 FLOOR = 0.5
 """R^2 on held-out prompts below which a polynomial is refused."""
 
+Solve = Callable[[Floats, Floats], Floats]
 OUTPUTS = ("residual", "last", "prediction")
 MOST_THRESHOLDS = 400
 """Thresholds that are looked at, at most, for a share."""
@@ -125,13 +127,13 @@ def fit(found: Pairs, *, monotone: bool = False) -> Fit:
         raise FitError(f"{what} needs {DEGREE + 2} or more; trace more steps or prompts")
     solve = _ascending if monotone else _least_squares
     coefficients, low, high = solve(x, y), float(x.min()), float(x.max())
-    residual, spread = _held_out(x, y, prompt, solve)
+    residual, spread, size = *_held_out(x, y, prompt, solve), float(np.abs(y).max())
     return Fit(
         coefficients,
         found.output,
-        _r_squared(residual, spread),
+        _r_squared(residual, spread, size),
         float(np.sqrt(np.mean(residual**2))) if len(residual) else np.nan,
-        _r_squared(y - np.polyval(coefficients, x), y - y.mean()),
+        _r_squared(y - np.polyval(coefficients, x), y - y.mean(), size),
         low,
         high,
         _ascends(coefficients, low, high),
@@ -249,7 +251,9 @@ def _ascending(x: Floats, y: Floats) -> Floats:
     return _least_squares(low + width * at[:, 0], values)
 
 
-def _held_out(x: Floats, y: Floats, prompt: NDArray[np.intp], solve) -> tuple[Floats, Floats]:
+def _held_out(
+    x: Floats, y: Floats, prompt: NDArray[np.intp], solve: Callable[[Floats, Floats], Floats]
+) -> tuple[Floats, Floats]:
     """Errors of the prediction of prompts from others, and their distances from the others' mean, (point)."""
     names = np.unique(prompt)
     folds = min(FOLDS, len(names))
@@ -262,9 +266,11 @@ def _held_out(x: Floats, y: Floats, prompt: NDArray[np.intp], solve) -> tuple[Fl
     return np.concatenate(residual), np.concatenate(spread)
 
 
-def _r_squared(residual: Floats, spread: Floats) -> float:
-    total = (spread**2).sum()
-    return float(1 - (residual**2).sum() / total) if total > 0 else np.nan
+def _r_squared(residual: Floats, spread: Floats, size: float) -> float:
+    """NaN where the spread is nothing but rounding of values of that size."""
+    if not len(spread) or np.abs(spread).max() <= 1e-12 * size:
+        return np.nan
+    return float(1 - (residual**2).sum() / (spread**2).sum())
 
 
 def _ascends(coefficients: Floats, low: float, high: float) -> bool:
