@@ -13,7 +13,7 @@ from scipy.stats import spearmanr
 
 from dit_tracer.replay.comparing import Outcome
 from dit_tracer.replay.quality import Mean
-from dit_tracer.replay.schedules import UNCACHED, steps_like
+from dit_tracer.replay.schedules import UNCACHED
 
 COLUMNS = ("schedule", "computed", "speed", "relative L1 of latents", "times ours", "PSNR", "SSIM", "")
 FEWEST = 3
@@ -29,8 +29,7 @@ def lines_of(outcomes: Sequence[Outcome], reasons: dict[str, str]) -> Iterator[s
         yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip()
     for name, why in reasons.items():
         yield f"not run: {name}, {why}"
-    for said in findings(outcomes):
-        yield said
+    yield from findings(outcomes)
 
 
 def findings(outcomes: Sequence[Outcome]) -> Iterator[str]:
@@ -42,18 +41,21 @@ def findings(outcomes: Sequence[Outcome]) -> Iterator[str]:
     if plan is not None and plan.predicted.get("verdict") == "do not cache":
         yield "verdict of the plan: do not cache; " + _cheapest(plan)
     others = [one for one in outcomes if one.schedule.plan is None and one.schedule.name != UNCACHED]
-    beaten = [one for one in others if ours.mean("error").high < one.mean("error").low]
-    level = [one for one in others if one not in beaten]
     if others:
-        yield f"error below that of {len(beaten)} of {len(others)} baselines, with intervals apart" + (
-            f"; not of {', '.join(one.schedule.name for one in level)}" if level else ""
-        )
+        yield _beaten("prompt by prompt", [one for one in others if one.against(ours).low > 1], others)
+        apart = [one for one in others if ours.mean("error").high < one.mean("error").low]
+        yield _beaten("by means whose intervals do not overlap", apart, others)
     fewer = next((one for one in others if one.schedule.call.get("num_inference_steps")), None)
     if fewer is not None and fewer.mean("error").value <= ours.mean("error").value:
         yield f"do not cache: {fewer.schedule.note} are as near to the uncached picture, and as cheap"
     rank = rank_of(outcomes)
     if rank is not None:
         yield f"predicted and measured errors of {rank[1]} plans rank alike: Spearman {rank[0]:.3f}"
+
+
+def _beaten(how: str, beaten: list[Outcome], others: list[Outcome]) -> str:
+    level = ", ".join(one.schedule.name for one in others if one not in beaten)
+    return f"error below that of {len(beaten)} of {len(others)} others {how}" + (f"; not of {level}" if level else "")
 
 
 def rank_of(outcomes: Sequence[Outcome]) -> tuple[float, int] | None:
@@ -98,7 +100,9 @@ def _record(one: Outcome, ours: Outcome | None) -> dict[str, Any]:
 
 
 def _row(one: Outcome, ours: Outcome | None) -> tuple[str, ...]:
-    against = "" if ours is None or one is ours or one.schedule.name == UNCACHED else _interval(one.against(ours), "{:.2f}")
+    against = (
+        "" if ours is None or one is ours or one.schedule.name == UNCACHED else _interval(one.against(ours), "{:.2f}")
+    )
     return (
         harmless(one.schedule.name),
         f"{one.share:.1%}",

@@ -130,7 +130,9 @@ def by_rows(plan: Plan, pipeline: Any, compute: dict[str, Mask], predictor: str 
 
 def _fewer(name: str, plan: Plan, pipeline: Any) -> Schedule:
     steps = steps_like(plan)
-    return Schedule(name, call={"num_inference_steps": steps}, note=f"{steps} steps instead of {plan.request.num_steps}")
+    return Schedule(
+        name, call={"num_inference_steps": steps}, note=f"{steps} steps instead of {plan.request.num_steps}"
+    )
 
 
 def _uniform(predictor: str, name: str, plan: Plan, pipeline: Any) -> Schedule:
@@ -184,7 +186,9 @@ def _broadcast(name: str, plan: Plan, pipeline: Any) -> Schedule:
         one = by_rows(plan, pipeline, compute)
         tried[abs(one.computed_share - plan.computed_share)] = least, one
     least, one = tried[min(tried)]
-    ranges = "/".join(str(least * times) for times in sorted({BROADCAST[k] for k in plan.types.values() if k in BROADCAST}))
+    ranges = "/".join(
+        str(least * times) for times in sorted({BROADCAST[k] for k in plan.types.values() if k in BROADCAST})
+    )
     return Schedule(name, partial(_engine, "diffusers-pab", broadcast.write(one).text), note=f"ranges {ranges}")
 
 
@@ -213,7 +217,9 @@ def _front_and_rear(name: str, plan: Plan, pipeline: Any) -> Schedule:
     late = np.arange(steps) >= steps // 2
     front, rear = set(layers[:count]), set(layers[len(layers) - count :])
     compute = {
-        layer: on | ~((late & (layer in front)) | (~late & (layer in rear))) for layer in layers if layer in front | rear
+        layer: on | ~((late & (layer in front)) | (~late & (layer in rear)))
+        for layer in layers
+        if layer in front | rear
     }
     ruled = by_rows(plan, pipeline, compute)
     note = f"{part:.0%} of the layers every {interval} steps, rear ones first; outputs are kept, not differences"
