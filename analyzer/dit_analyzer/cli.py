@@ -14,7 +14,9 @@ from typing import Any
 
 import click
 from dit_formats.console import Program, harmless, plural
+from dit_formats.targets import TARGETS
 
+from dit_analyzer.plans.coefficients import COEFFICIENT_TARGETS
 from dit_analyzer.results import ABOUT, DISTANCES, PAPER, RESULTS, VARIATION
 from dit_analyzer.views import VIEWS
 
@@ -24,6 +26,26 @@ SOURCE = click.option("--source", type=click.Choice(["exact", "sample"]), defaul
 DASK = click.option("--dask", metavar="ADDRESS",
                     help="Read on a Dask cluster: tcp://host:8786, or the scheduler's file. Its workers must see the "
                          "traces at the same paths. Default: processes of this machine.")  # fmt: skip
+
+
+class _Share(click.ParamType):
+    """A share, as 40% or 0.4."""
+
+    name = "share"
+
+    def convert(self, value: Any, parameter: Any, context: Any) -> float:
+        text = str(value).strip()
+        try:
+            share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+        except ValueError:
+            share = -1.0
+        if not 0 <= share < 1:
+            self.fail(f"{text!r} is no share; give 0% to 99%, or a number from 0 up to 1", parameter, context)
+        return share
+
+
+SHARE = _Share()
+EXPORTS = [*TARGETS, *COEFFICIENT_TARGETS]
 
 QUANTITIES = {"l1": "L1", "cv": "CV", "change": "probability of a change"}
 """What is compared between samples and exact statistics."""
@@ -280,6 +302,76 @@ def check(traces: tuple[Path, ...], as_json: bool) -> int:
     if missing:
         raise missing
     return max(health.exit_code for health in found.values())
+
+
+@main.command()
+@click.argument("trace", type=click.Path(path_type=Path))
+@click.option("--budget", type=click.IntRange(min=1), help="Steps that are computed.")
+@click.option("--reuse", type=SHARE, metavar="SHARE", help="Share that is left out: 40% or 0.4.  [default: 50%]")
+@click.option("--error", type=SHARE, metavar="SHARE", help="As little as a predicted error of this allows: 5% or 0.05.")
+@click.option("--per", "granularity", type=click.Choice(["step", "type", "layer"]), default="step", show_default=True,
+              help="What is computed or left out as one: whole steps, layers of a type, single layers.")  # fmt: skip
+@click.option("--predictor", type=click.Choice(["reuse", "linear"]),
+              help="In place of what is left out: the last computed value, or a line through the last two.  [default: "
+              "linear for whole steps where the target can, else reuse]")  # fmt: skip
+@click.option("--signal", type=click.Choice(["prediction", "outputs"]),
+              help="Whose errors count: the network's prediction by how far it moves the latents, or the layers' "
+              "outputs.  [default: prediction for whole steps, where it was recorded]")  # fmt: skip
+@click.option("--aim", type=click.Choice(["total", "minimax"]), default="total", show_default=True,
+              help="Least sum of errors, or least largest one (then the next).")  # fmt: skip
+@click.option("--change-points", is_flag=True, help="Always compute steps that begin a new segment of all layers.")
+@click.option("--compute", metavar="STEPS", default="", help="Always compute these steps too: 0,11.")
+@click.option("--steps", type=click.IntRange(min=2), help="Plan for another number of steps, along the noise level.")
+@click.option("--sigmas", type=click.IntRange(min=2), metavar="N",
+              help="Instead choose N of the trace's noise levels, for a run of N steps.")  # fmt: skip
+@click.option("--to", "targets", multiple=True, type=click.Choice(EXPORTS), metavar="TARGET",
+              help=f"Also write it for another engine; may be repeated: {', '.join(EXPORTS)}.")  # fmt: skip
+@click.option("--curve", is_flag=True, help="41 plans, from all computed to a fifth; -o is then a folder.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="File to write.  [default: TRACE.plan.json]")
+@DASK
+@click.option("--force", is_flag=True, help="Replace files that are there already, and export fits that are poor.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result for programs.")
+def plan(
+    trace: Path,
+    compute: str,
+    sigmas: int | None,
+    curve: bool,
+    output: Path | None,
+    dask: str | None,
+    force: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Say which steps of the model of TRACE to compute and which to reuse, and what error that is likely to cost.
+
+    One prompt in five is held out: the predicted error is of those. dit-trace replay runs the plan for real.
+
+    Example: dit-analyze plan out.trace --budget 4 -o plan.json
+    """
+    from dit_formats.reader import open_trace
+
+    from dit_analyzer.plans import command
+    from dit_analyzer.plans.asked import Asked
+
+    sizes = [name for name in ("budget", "reuse", "error") if options[name] is not None]
+    if len(sizes) + (sigmas is not None) + curve > 1:
+        raise click.UsageError("--budget, --reuse, --error, --sigmas and --curve: give one of them")
+    if sigmas is not None:
+        options |= {"budget": sigmas, "granularity": "grid"}
+    asked = Asked(**options, compute=_numbers(compute))
+    with open_trace(trace) as opened:
+        told = {"force": force, "as_json": as_json, "dask": dask}
+        if curve:
+            command.curve(opened, asked, output, **told)
+        else:
+            command.one(opened, asked, output or Path(f"{trace.name.removesuffix('.trace')}.plan.json"), **told)
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(one) for one in text.split(",") if one.strip())
+    except ValueError:
+        raise click.UsageError(f"--compute {text!r}: give numbers of steps, as 0,11") from None
 
 
 @main.command()

@@ -2,7 +2,8 @@
 
 In a step that is not computed, what is left out is reused from the last step that computed it, or predicted from the
 last two. A plan by steps leaves out the network as a whole, and its prediction is reused; others leave out attention
-layers and feed-forward networks, and their outputs are reused. Guidance branches are cached apart and planned alike.
+layers and feed-forward networks, and their outputs are reused. Guidance branches are cached apart and planned alike. A
+grid leaves the steps themselves out.
 """
 
 from __future__ import annotations
@@ -23,8 +24,10 @@ FORMAT, VERSION = "dit-plan", 1
 LARGEST = 1 << 26
 """Bytes that a file of a plan may have."""
 
-STEPS, TYPES, LAYERS = "step", "type", "layer"
-GRANULARITIES = (STEPS, TYPES, LAYERS)
+STEPS, TYPES, LAYERS, GRID = "step", "type", "layer", "grid"
+GRANULARITIES = (STEPS, TYPES, LAYERS, GRID)
+"""`grid` makes no other steps than those that are computed: a run with fewer steps, at chosen noise levels."""
+
 REUSE, LINEAR = "reuse", "linear"
 PREDICTORS = (REUSE, LINEAR)
 
@@ -104,7 +107,7 @@ class Plan:
             raise PlanError(f"granularity {self.granularity!r} or predictor {self.predictor!r} is not known")
         if steps < 1 or any(len(x) != steps for x in (self.levels, self.request.timesteps, self.request.sigmas)):
             raise PlanError(f"timesteps, sigmas and levels must be {steps}, one for each step")
-        if not self.rows or (self.granularity == STEPS and len(self.rows) != 1):
+        if not self.rows or (self.granularity in (STEPS, GRID) and len(self.rows) != 1):
             raise PlanError("a plan has rows of layers, and one by steps has a single row")
         if not np.isfinite(self.levels).all() or (steps > 1 and len(set(np.sign(np.diff(self.levels)))) != 1):
             raise PlanError("levels must be finite, and rise or fall from step to step")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from dit_formats.plan import LAYERS, STEPS
+from dit_formats.plan import GRID, LAYERS, STEPS
 from dit_formats.reader import Trace
 from numpy.typing import NDArray
 from scipy.special import stdtrit
@@ -84,8 +84,9 @@ def costs_of(
         OutOfReachError: The trace does not support so many steps.
         IncompleteError: It lacks the samples.
     """
-    signal = signal or (PREDICTION if granularity == STEPS and has_prediction(trace) else OUTPUTS)
-    if signal == PREDICTION and granularity != STEPS:
+    whole = granularity in (STEPS, GRID)
+    signal = signal or (PREDICTION if whole and has_prediction(trace) else OUTPUTS)
+    if signal == PREDICTION and not whole:
         raise ValueError("the prediction is of whole steps; plan layers and types by their outputs")
     course = course_of(trace, steps)
     errors = errors_of(trace, course, signal, predictor)
@@ -143,7 +144,7 @@ def expected(costs: Costs, mask: Mask) -> Expected:
 def _rows(errors: Errors, trace: Trace, granularity: str) -> list[tuple[str, list[int], tuple[str, ...]]]:
     """The rows of a plan: name, which of the errors' rows they are the mean of, and names of their layers."""
     every = list(range(len(errors.names)))
-    if granularity == STEPS:
+    if granularity in (STEPS, GRID):
         return [("all", every, tuple(layer.name for layer in trace.layers))]
     if granularity == LAYERS:
         return [(name, [place], (name,)) for place, name in enumerate(errors.names)]

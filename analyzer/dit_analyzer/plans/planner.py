@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from dit_formats.errors import TraceError
-from dit_formats.plan import STEPS, Plan, Request, Row, scheduler_hash
+from dit_formats.plan import Plan, Request, Row, scheduler_hash
 from dit_formats.reader import Trace
 from numpy.typing import NDArray
 
@@ -72,7 +72,7 @@ class Planner:
 
     def with_error(self, error: float) -> Plan:
         """The plan with the fewest computed cells whose predicted error, on prompts it is made from, is no larger."""
-        unit = sum(self.costs.weights) if self.costs.granularity == STEPS else min(self.costs.weights)
+        unit = sum(self.costs.weights) if len(self.costs.rows) == 1 else min(self.costs.weights)
         for cells in range(self.fewest, self.cells + 1, unit):
             mask = self._mask(cells)
             if mask is not None and error_of(self.costs.planning, mask, self.costs.weights) <= error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from dit_formats.plan import STEPS
+from dit_formats.plan import GRID, STEPS
 from dit_formats.reader import Trace
 from numpy.typing import NDArray
 
@@ -22,7 +22,7 @@ def times_of(trace: Trace, costs: Costs, mask: NDArray[np.bool_]) -> dict[str, A
         return {}
     scale = costs.num_steps / trace.num_steps
     whole = float(timing.steps.sum()) * scale
-    if costs.granularity == STEPS:
+    if costs.granularity in (STEPS, GRID):
         seconds = np.interp(costs.course.places, np.arange(trace.num_steps), timing.steps)
         saved = float(seconds[~mask[0]].sum())
     else:
