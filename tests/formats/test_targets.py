@@ -78,7 +78,7 @@ def test_cache_dit_computes_the_first_block_in_every_step_and_says_what_that_cos
     assert exported.computed[first].all()
     assert (exported.computed[~first] == np.array(MASK, bool)).all()
     assert exported.computed_share == pytest.approx((3 * 6 + 6 * 4) / 54)
-    assert "66.7 %" in exported.lost[0] and "77.8 %: of 54, 6 more than planned" in exported.lost[0]
+    assert "66.7%" in exported.lost[0] and "77.8%: of 54, 6 more than planned" in exported.lost[0]
 
 
 def test_flux_has_one_first_block_though_it_has_two_lists() -> None:
