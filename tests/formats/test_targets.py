@@ -99,6 +99,23 @@ def test_mag_cache_gets_a_ratio_a_step() -> None:
     assert [ratio != 1 for ratio in content["config"]["mag_ratios"]] == [bool(step) for step in MASK]
 
 
+@pytest.mark.parametrize(
+    ("transformer", "call", "apart"),
+    [
+        ("PixArtTransformer2DModel", {"guidance_scale": 4.5}, False),
+        ("FluxTransformer2DModel", {"guidance_scale": 3.5}, False),
+        ("FluxTransformer2DModel", {"guidance_scale": 3.5, "true_cfg_scale": 1.0}, False),
+        ("FluxTransformer2DModel", {"guidance_scale": 3.5, "true_cfg_scale": 2.0}, True),
+        ("WanTransformer3DModel", {"guidance_scale": 5.0}, True),
+        ("WanTransformer3DModel", {"guidance_scale": 1.0}, False),
+        ("QwenImageTransformer2DModel", {}, True),
+    ],
+)
+def test_cache_dit_is_told_whether_branches_come_apart(transformer: str, call: dict[str, Any], apart: bool) -> None:
+    text = export(by_steps(transformer=transformer, call=call), "cache-dit").text
+    assert json.loads(text)["cache_config"]["enable_separate_cfg"] is apart
+
+
 def test_linear_prediction_is_kept_by_cache_dit_and_lost_with_mag_cache() -> None:
     plan = by_steps(predictor="linear", levels=(1, 0.9, 0.7, 0.6, 0.5, 0.1))
     kept = export(plan, "cache-dit")

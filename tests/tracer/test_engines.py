@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -30,9 +31,9 @@ PER_LAYER = ("smoothcache", "diffusers-pab", "diffusers-taylorseer")
 FIVE = ("flux.1-dev", "pixart-alpha", "sd3", "cogvideox-5b", "mochi-1-preview")
 
 
-def generate(pipeline: Any, name: str) -> torch.Tensor:
+def generate(pipeline: Any, name: str, **changes: Any) -> torch.Tensor:
     """Final latents of a twin."""
-    call = find(f"tiny:{name}").call | {"num_inference_steps": STEPS_RUN, "output_type": "latent"}
+    call = find(f"tiny:{name}").call | {"num_inference_steps": STEPS_RUN, "output_type": "latent"} | changes
     call |= {"generator": torch.Generator().manual_seed(1), "return_dict": False}
     known = parameters(pipeline)
     return pipeline(**subject(pipeline, "a fox"), **{k: v for k, v in call.items() if k in known})[0]
@@ -108,6 +109,26 @@ def test_cache_dit_computes_what_its_export_says(twin: tuple[str, Any]) -> None:
 @pytest.mark.parametrize("twin", [*FIVE, "sd3.5", "wan2.1", "qwen-image", "ltx"], indirect=True)
 def test_mag_cache_computes_what_its_export_says(twin: tuple[str, Any]) -> None:
     proven(twin, by_steps(twin[1]), "diffusers")
+
+
+@pytest.mark.parametrize(
+    ("twin", "call", "calls"),
+    [
+        ("flux.1-dev", {"true_cfg_scale": 4.0, "negative_prompt": "grey"}, 2),
+        ("wan2.1", {"guidance_scale": 1.0}, 1),
+        ("wan2.1", {"guidance_scale": 5.0}, 2),
+    ],
+    indirect=["twin"],
+)
+@pytest.mark.parametrize("target", ["cache-dit", "diffusers", "diffusers-taylorseer"])
+def test_branches_in_calls_of_their_own_follow_the_plan_alike(
+    twin: tuple[str, Any], call: dict[str, Any], calls: int, target: str
+) -> None:
+    name, pipeline = twin
+    exported = export(by_steps(pipeline, call=call), target)
+    with ENGINES[target](pipeline, exported.text), counting(pipeline) as counted:
+        generate(pipeline, name, **call)
+    assert [counted.by_layer[layer] for layer in exported.layers] == (calls * exported.computed).tolist()
 
 
 @pytest.mark.parametrize("twin", [*FIVE, "sd3.5", "latte-1", "open-sora", "z-image", "ltx", "sana"], indirect=True)
@@ -196,4 +217,41 @@ def test_the_snippet_does_what_the_file_says(
 def test_a_file_for_another_network_is_refused(twin: tuple[str, Any]) -> None:
     text = export(by_steps(tiny.build("flux.1-dev")), "diffusers").text
     with pytest.raises(EngineError, match="for FluxTransformer2DModel"), ENGINES["diffusers"](twin[1], text):
+        pass
+
+
+@pytest.mark.parametrize("twin", ["pixart-alpha"], indirect=True)
+@pytest.mark.parametrize("target", ENGINES)
+def test_all_is_undone_after_an_error(twin: tuple[str, Any], target: str) -> None:
+    name, pipeline = twin
+    before = generate(pipeline, name)
+    call = type(pipeline).__call__
+    exported = export(by_layers(pipeline) if target in PER_LAYER else by_steps(pipeline), target)
+    with pytest.raises(KeyboardInterrupt), ENGINES[target](pipeline, exported.text), counting(pipeline):
+        generate(pipeline, name)
+        raise KeyboardInterrupt
+    assert type(pipeline).__call__ is call
+    assert all("forward" not in vars(module) for module in pipeline.transformer.modules())
+    assert torch.equal(generate(pipeline, name), before)
+
+
+@pytest.mark.parametrize("twin", ["flux.1-dev"], indirect=True)
+def test_the_order_of_blocks_is_put_back(twin: tuple[str, Any]) -> None:
+    """cache-dit turns it round, and MagCache would take a block in the middle for the first."""
+    name, pipeline = twin
+    order = [path for path, _ in pipeline.transformer.named_modules()]
+    run(pipeline, name, export(by_steps(pipeline), "cache-dit"))
+    assert [path for path, _ in pipeline.transformer.named_modules()] == order
+
+
+@pytest.mark.parametrize(
+    ("target", "module"), [("cache-dit", "cache_dit"), ("smoothcache", "SmoothCache"), ("diffusers", "diffusers.hooks")]
+)
+def test_an_engine_that_is_not_installed_is_named(
+    target: str, module: str, twins: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = twins.setdefault("pixart-alpha", tiny.build("pixart-alpha"))
+    exported = export(by_steps(pipeline), target)
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(EngineError, match=f"{module}|needs 0.42"), ENGINES[target](pipeline, exported.text):
         pass

@@ -19,7 +19,7 @@ def plan_of(pipeline: Any, rows: list[tuple[str, list[str], list[int]]], granula
     times = tuple(np.linspace(900, 100, steps))
     scheduler, network = type(pipeline.scheduler).__name__, next(iter(find_networks(pipeline).values()))
     names = type(pipeline).__name__, type(network).__name__, scheduler
-    request = Request("twin", {}, None, *names, "0" * 64, steps, times, times, "float32", {})
+    request = Request("twin", {}, None, *names, "0" * 64, steps, times, times, "float32", changes.pop("call", {}))
     kinds = types_of(pipeline)
     types = {layer: kinds[layer] for row in made for layer in row.layers}
     plan = {"predictor": "reuse", "levels": times} | changes

@@ -167,6 +167,12 @@ KINDS: tuple[tuple[Callable[[dict[str, Any]], bool], Callable[[str, dict[str, An
     (lambda data: str(data.get("schema", "")).startswith("sglang-dpcache"), _sglang),
     (_has("cache_config", "Fn_compute_blocks", "residual_diff_threshold", "steps_computation_mask"), _cache_dit),
     (_has("mag_ratios", "retention_ratio"), _arguments("mag_cache", lambda data: {"config": data})),
+    (
+        lambda data: (
+            isinstance(data.get("config"), dict) and "mag_ratios" in data["config"]
+        ),  # as dit-analyze writes it
+        lambda text, data: recognised(text, data["config"]),
+    ),
     (_has("cache_interval", "cache_identifiers"), _arguments("taylorseer", lambda data: {"groups": [data]})),
     (
         _has(*(f"{kind}_attention_block_skip_range" for kind in ("spatial", "temporal", "cross"))),
