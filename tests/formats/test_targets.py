@@ -78,7 +78,7 @@ def test_cache_dit_computes_the_first_block_in_every_step_and_says_what_that_cos
     assert exported.computed[first].all()
     assert (exported.computed[~first] == np.array(MASK, bool)).all()
     assert exported.computed_share == pytest.approx((3 * 6 + 6 * 4) / 54)
-    assert "66.7 %" in exported.lost[0] and "77.8 %: of 54, 6 more than planned" in exported.lost[0]
+    assert "66.7%" in exported.lost[0] and "77.8%: of 54, 6 more than planned" in exported.lost[0]
 
 
 def test_flux_has_one_first_block_though_it_has_two_lists() -> None:
@@ -97,6 +97,23 @@ def test_mag_cache_gets_a_ratio_a_step() -> None:
     content = json.loads(export(by_steps(), "diffusers").text)
     assert content["engine"] == "mag_cache" and content["transformer"] == "PixArtTransformer2DModel"
     assert [ratio != 1 for ratio in content["config"]["mag_ratios"]] == [bool(step) for step in MASK]
+
+
+@pytest.mark.parametrize(
+    ("transformer", "call", "apart"),
+    [
+        ("PixArtTransformer2DModel", {"guidance_scale": 4.5}, False),
+        ("FluxTransformer2DModel", {"guidance_scale": 3.5}, False),
+        ("FluxTransformer2DModel", {"guidance_scale": 3.5, "true_cfg_scale": 1.0}, False),
+        ("FluxTransformer2DModel", {"guidance_scale": 3.5, "true_cfg_scale": 2.0}, True),
+        ("WanTransformer3DModel", {"guidance_scale": 5.0}, True),
+        ("WanTransformer3DModel", {"guidance_scale": 1.0}, False),
+        ("QwenImageTransformer2DModel", {}, True),
+    ],
+)
+def test_cache_dit_is_told_whether_branches_come_apart(transformer: str, call: dict[str, Any], apart: bool) -> None:
+    text = export(by_steps(transformer=transformer, call=call), "cache-dit").text
+    assert json.loads(text)["cache_config"]["enable_separate_cfg"] is apart
 
 
 def test_linear_prediction_is_kept_by_cache_dit_and_lost_with_mag_cache() -> None:

@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "formats": {"numpy", "h5py", "isal", "deflate", "dit_formats"},
     "tracer": {
         "numpy", "click", "rich", "torch", "diffusers", "transformers", "tokenizers", "safetensors",
-        "sklearn", "PIL", "huggingface_hub", "psutil", "triton", "cache_dit", "SmoothCache",
+        "sklearn", "PIL", "huggingface_hub", "psutil", "triton", "cache_dit", "SmoothCache", "yaml",
         "scipy", "matplotlib", "skimage", "lpips",
         "dit_formats", "dit_tracer",
     },

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -9,18 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from dit_formats.plan import LAYERS, STEPS, Plan, PlanError, Request, Row
+from dit_formats.plan import LAYERS, Plan, PlanError
 from dit_formats.targets import export
 from dit_formats.targets.export import Export, planned
 from dit_tracer.calls import parameters, subject
 from dit_tracer.counting import Counted, counting
-from dit_tracer.engines import ENGINES
+from dit_tracer.engines import ENGINES, EngineError
 from dit_tracer.models import tiny
 from dit_tracer.models.catalog import find
-from dit_tracer.recording.sites import find_attention, find_feed_forward, find_networks
+from dit_tracer.recording.sites import find_attention, find_networks
+from zoo.planned import STEPS_RUN, by_layers, by_steps, layers_of, plan_of
 
-MASK = [1, 1, 0, 1, 0, 0, 1, 0]
-STEPS_RUN = len(MASK)
 REFUSED = (
     ("latte-1", "cache-dit"),
     ("latte-1", "diffusers"),
@@ -31,54 +31,12 @@ PER_LAYER = ("smoothcache", "diffusers-pab", "diffusers-taylorseer")
 FIVE = ("flux.1-dev", "pixart-alpha", "sd3", "cogvideox-5b", "mochi-1-preview")
 
 
-def generate(pipeline: Any, name: str) -> torch.Tensor:
+def generate(pipeline: Any, name: str, **changes: Any) -> torch.Tensor:
     """Final latents of a twin."""
-    call = find(f"tiny:{name}").call | {"num_inference_steps": STEPS_RUN, "output_type": "latent"}
+    call = find(f"tiny:{name}").call | {"num_inference_steps": STEPS_RUN, "output_type": "latent"} | changes
     call |= {"generator": torch.Generator().manual_seed(1), "return_dict": False}
     known = parameters(pipeline)
     return pipeline(**subject(pipeline, "a fox"), **{k: v for k, v in call.items() if k in known})[0]
-
-
-def plan_of(pipeline: Any, rows: list[tuple[str, list[str], list[int]]], granularity: str, **changes: Any) -> Plan:
-    """A plan for a twin, from names, layers and steps of its rows."""
-    made = tuple(Row(name, tuple(layers), tuple(map(bool, compute))) for name, layers, compute in rows)
-    steps = len(rows[0][2])
-    times = tuple(np.linspace(900, 100, steps))
-    scheduler, network = type(pipeline.scheduler).__name__, next(iter(find_networks(pipeline).values()))
-    names = type(pipeline).__name__, type(network).__name__, scheduler
-    request = Request("twin", {}, None, *names, "0" * 64, steps, times, times, "float32", {})
-    kinds = types_of(pipeline)
-    types = {layer: kinds[layer] for row in made for layer in row.layers}
-    plan = {"predictor": "reuse", "levels": times} | changes
-    return Plan(request, granularity, rows=made, types=types, **plan)
-
-
-def types_of(pipeline: Any) -> dict[str, str]:
-    """`ff` or `attention`, by layer."""
-    networks = find_networks(pipeline)
-    attention = find_attention(networks)
-    kinds = {site.name: "attention" for site in attention}
-    return kinds | {site.name: "ff" for site in find_feed_forward(networks, attention)}
-
-
-def layers_of(pipeline: Any) -> list[str]:
-    return list(types_of(pipeline))
-
-
-def by_layers(pipeline: Any, **changes: Any) -> Plan:
-    """A plan that no range and no interval follows: other steps for one attention layer in two, and for the rest."""
-    kinds = types_of(pipeline)
-    attention = [layer for layer, kind in kinds.items() if kind == "attention"]
-    rows = [
-        ("even", attention[::2], [1, 1, 0, 1, 0, 1, 0, 1]),
-        ("odd", attention[1::2], [1, 1, 0, 0, 1, 0, 0, 1]),
-        ("ff", [layer for layer, kind in kinds.items() if kind == "ff"], [1, 1, 0, 1, 0, 0, 1, 0]),
-    ]
-    return plan_of(pipeline, rows, LAYERS, **changes)
-
-
-def by_steps(pipeline: Any, mask: list[int] = MASK, **changes: Any) -> Plan:
-    return plan_of(pipeline, [("all", layers_of(pipeline), mask)], STEPS, **changes)
 
 
 def run(pipeline: Any, name: str, exported: Export) -> list[tuple[Counted, torch.Tensor]]:
@@ -153,6 +111,26 @@ def test_mag_cache_computes_what_its_export_says(twin: tuple[str, Any]) -> None:
     proven(twin, by_steps(twin[1]), "diffusers")
 
 
+@pytest.mark.parametrize(
+    ("twin", "call", "calls"),
+    [
+        ("flux.1-dev", {"true_cfg_scale": 4.0, "negative_prompt": "grey"}, 2),
+        ("wan2.1", {"guidance_scale": 1.0}, 1),
+        ("wan2.1", {"guidance_scale": 5.0}, 2),
+    ],
+    indirect=["twin"],
+)
+@pytest.mark.parametrize("target", ["cache-dit", "diffusers", "diffusers-taylorseer"])
+def test_branches_in_calls_of_their_own_follow_the_plan_alike(
+    twin: tuple[str, Any], call: dict[str, Any], calls: int, target: str
+) -> None:
+    name, pipeline = twin
+    exported = export(by_steps(pipeline, call=call), target)
+    with ENGINES[target](pipeline, exported.text), counting(pipeline) as counted:
+        generate(pipeline, name, **call)
+    assert [counted.by_layer[layer] for layer in exported.layers] == (calls * exported.computed).tolist()
+
+
 @pytest.mark.parametrize("twin", [*FIVE, "sd3.5", "latte-1", "open-sora", "z-image", "ltx", "sana"], indirect=True)
 def test_smoothcache_computes_a_plan_of_layers_as_it_is(twin: tuple[str, Any]) -> None:
     plan = by_layers(twin[1])
@@ -206,7 +184,7 @@ def test_latte_is_refused_as_the_engines_would_refuse_it(twin: tuple[str, Any], 
         export(by_steps(pipeline), target)
     exported = export(by_steps(tiny.build("pixart-alpha")), target)
     text = exported.text.replace("PixArtTransformer2DModel", "LatteTransformer3DModel")
-    with pytest.raises((PlanError, RuntimeError)), ENGINES[target](pipeline, text):
+    with pytest.raises((EngineError, RuntimeError)), ENGINES[target](pipeline, text):
         generate(pipeline, name)
     assert torch.isfinite(generate(pipeline, name)).all()
 
@@ -238,5 +216,42 @@ def test_the_snippet_does_what_the_file_says(
 @pytest.mark.parametrize("twin", ["pixart-alpha"], indirect=True)
 def test_a_file_for_another_network_is_refused(twin: tuple[str, Any]) -> None:
     text = export(by_steps(tiny.build("flux.1-dev")), "diffusers").text
-    with pytest.raises(PlanError, match="for FluxTransformer2DModel"), ENGINES["diffusers"](twin[1], text):
+    with pytest.raises(EngineError, match="for FluxTransformer2DModel"), ENGINES["diffusers"](twin[1], text):
+        pass
+
+
+@pytest.mark.parametrize("twin", ["pixart-alpha"], indirect=True)
+@pytest.mark.parametrize("target", ENGINES)
+def test_all_is_undone_after_an_error(twin: tuple[str, Any], target: str) -> None:
+    name, pipeline = twin
+    before = generate(pipeline, name)
+    call = type(pipeline).__call__
+    exported = export(by_layers(pipeline) if target in PER_LAYER else by_steps(pipeline), target)
+    with pytest.raises(KeyboardInterrupt), ENGINES[target](pipeline, exported.text), counting(pipeline):
+        generate(pipeline, name)
+        raise KeyboardInterrupt
+    assert type(pipeline).__call__ is call
+    assert all("forward" not in vars(module) for module in pipeline.transformer.modules())
+    assert torch.equal(generate(pipeline, name), before)
+
+
+@pytest.mark.parametrize("twin", ["flux.1-dev"], indirect=True)
+def test_the_order_of_blocks_is_put_back(twin: tuple[str, Any]) -> None:
+    """cache-dit turns it round, and MagCache would take a block in the middle for the first."""
+    name, pipeline = twin
+    order = [path for path, _ in pipeline.transformer.named_modules()]
+    run(pipeline, name, export(by_steps(pipeline), "cache-dit"))
+    assert [path for path, _ in pipeline.transformer.named_modules()] == order
+
+
+@pytest.mark.parametrize(
+    ("target", "module"), [("cache-dit", "cache_dit"), ("smoothcache", "SmoothCache"), ("diffusers", "diffusers.hooks")]
+)
+def test_an_engine_that_is_not_installed_is_named(
+    target: str, module: str, twins: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = twins.setdefault("pixart-alpha", tiny.build("pixart-alpha"))
+    exported = export(by_steps(pipeline), target)
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(EngineError, match=f"{module}|needs 0.42"), ENGINES[target](pipeline, exported.text):
         pass

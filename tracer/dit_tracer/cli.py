@@ -375,6 +375,33 @@ def models(model: str | None, as_json: bool) -> None:
     click.echo(f"\nnext: dit-trace run {next(iter(BUNDLED))}", err=True)
 
 
+@main.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("model")
+@click.option("--steps", type=click.IntRange(min=1), help="Diffusion steps.  [default: FILE's, or the model's]")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def lint(file: Path, model: str, steps: int | None, as_json: bool) -> int:
+    """Say how much of attention a cache's configuration would really skip, and which traps it steps into.
+
+    FILE is cache-dit's YAML, a JSON file of arguments for one of diffusers' caches, a schedule of SmoothCache or
+    SGLang, a plan, or an export of one. It is run on a miniature of MODEL with random weights, on the CPU; plans and
+    SGLang's schedules are only read. Exit code 1 if it skips nothing or fails.
+
+    Example: dit-trace lint plan.cache-dit.yaml tiny:pixart-alpha
+    """
+    try:
+        from dit_tracer.lint import lint as examine
+    except ModuleNotFoundError as error:
+        raise click.ClickException(NEEDS.format(error.name)) from None
+    verdict = examine(file, model, steps)
+    if as_json:
+        click.echo(verdict.as_json())
+    else:
+        for line in verdict.lines():
+            click.echo(line)
+    return verdict.exit_code
+
+
 def _about(model: Model) -> str:
     """One line of the list, without what the title of its group says."""
     from dit_tracer.models.catalog import RANDOM

@@ -24,6 +24,7 @@ class Counted:
         feed_forward: Evaluations of feed-forward networks beside attention layers.
         by_step: Calls of attention, by step.
         by_layer: Evaluations by step of each layer that ran; layers of attention and of type `ff`.
+        attention_layers: Those of them that attend.
     """
 
     def __init__(self) -> None:
@@ -31,6 +32,7 @@ class Counted:
         self.feed_forward = 0
         self.by_step: list[int] = []
         self.by_layer: dict[str, list[int]] = {}
+        self.attention_layers: list[str] = []
         self._step, self._called = 0, False
         self._open: list[_Visit] = []
         self._calls: defaultdict[int, int] = defaultdict(int)
@@ -75,6 +77,7 @@ class Counted:
             site.name: [self._visits[site.name][step] for step in steps] for site in layers if site.name in self._visits
         }
         self.attention = sum(self.by_step)
+        self.attention_layers = [site.name for site in layers if site.type != "ff" and site.name in self.by_layer]
         self.feed_forward = sum(sum(self.by_layer.get(site.name, ())) for site in layers if site.type == "ff")
 
 

@@ -3,7 +3,8 @@
 It skips whole steps, all blocks but the first, and keeps what the other blocks added to their input; order 1 of its
 TaylorSeer calibrator predicts that linearly in the index of the step. The file is written as JSON, which is YAML.
 It names no `cache_type`, for 1.5.3 refuses the string. The mask is as long as the run, for cache-dit caches every step
-behind the end of a shorter one.
+behind the end of a shorter one. Whether guidance branches come in calls of their own is said too: left to itself,
+cache-dit takes it from the class of the pipeline, whatever the guidance.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from dit_formats.targets.export import (
     to_text,
     untried,
 )
-from dit_formats.targets.traits import STACKS, component, traits_of
+from dit_formats.targets.traits import STACKS, calls_twice, component, traits_of
 
 NAME, FILE = "cache-dit", "plan.cache-dit.yaml"
 
@@ -62,6 +63,7 @@ def _config(plan: Plan) -> dict[str, object]:
         "residual_diff_threshold": 0.12,
         "steps_computation_mask": [int(step) for step in plan.steps_mask],
         "steps_computation_policy": "static",
+        "enable_separate_cfg": calls_twice(plan),
     }
     return config | ({"enable_taylorseer": True, "taylorseer_order": 1} if plan.predictor == LINEAR else {})
 

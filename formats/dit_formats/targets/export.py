@@ -60,8 +60,8 @@ def planned(plan: Plan) -> Mask:
 
 
 def percent(share: float) -> str:
-    """`41.7 %`, and what is all or nothing without a decimal."""
-    return f"{100 * share:.0f} %" if share in (0, 1) else f"{100 * share:.1f} %"
+    """`41.7%`, and what is all or nothing without a decimal."""
+    return f"{share:.0%}" if share in (0, 1) else f"{share:.1%}"
 
 
 def share_lost(plan: Plan, computed: Mask, target: str) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ from dit_formats.targets.export import (
     steps_as_levels,
     to_text,
 )
-from dit_formats.targets.traits import component
+from dit_formats.targets.traits import component, guided
 
 NAME, FILE = "sglang", "plan.sglang.json"
 SCHEMA = "sglang-dpcache-schedule-v2"
@@ -86,7 +86,7 @@ def _schedule(plan: Plan, steps: Mask) -> dict[str, Any]:
         "calibrated_cost": 0.0,
         "calibration": {
             "manifest_sha256": hashlib.sha256(to_json(plan).encode()).hexdigest(),
-            "num_samples": _prompts(plan),
+            "num_samples": len(plan.made.get("seen", ())),
             "made": plan.made,
         },
     }
@@ -94,7 +94,6 @@ def _schedule(plan: Plan, steps: Mask) -> dict[str, Any]:
 
 def _request(plan: Plan) -> dict[str, Any]:
     request, call = plan.request, plan.request.call
-    guidance = float(call.get("true_cfg_scale") or call.get("guidance_scale") or 1)
     sizes = {name: call.get(name) for name in ("height", "width")}
     if not all(isinstance(size, int) for size in sizes.values()):
         raise PlanError(f"{NAME} needs height and width, and the plan does not know them; trace with "
@@ -106,8 +105,8 @@ def _request(plan: Plan) -> dict[str, Any]:
         "checkpoint": request.revision or request.model,
         "num_inference_steps": request.num_steps,
         **sizes,
-        "guidance_scale": guidance,
-        "do_classifier_free_guidance": guidance > 1,
+        "guidance_scale": float(call.get("guidance_scale") or 1),
+        "do_classifier_free_guidance": guided(plan),
         "quality": "",
         "attention_backend": None,
         "dtype": request.dtype,
@@ -123,14 +122,10 @@ def _single(values: tuple[float, ...]) -> list[float]:
     return np.array(values, np.float32).astype(float).tolist()
 
 
-def _prompts(plan: Plan) -> int:
-    count = plan.made.get("prompts", 0)
-    return len(count) if isinstance(count, (list, tuple)) else int(count) if isinstance(count, int) else 0
-
-
 def _not_run() -> tuple[str, ...]:
     return (
-        f"this file was written to the published schema {SCHEMA} and not run here",
+        f"this file was written to the published schema {SCHEMA} and not run here; SGLang runs it for the models that "
+        "opted in to DPCache and refuses the others",
         "SGLang compares every field of the request: set checkpoint, quality, attention_backend and "
         "scheduler_config_sha256 (a hash of its own notation) to the server's before it loads the file",
         f"calibrated_cost is 0 and the objective is SGLang's name ({OBJECTIVE}): the plan minimised another error",

@@ -18,7 +18,7 @@ class Traits:
     """One class of transformers.
 
     Args:
-        two_calls: Whether its pipelines call it once for each guidance branch.
+        two_calls: Whether its pipelines call it once for each guidance branch, where there is guidance.
         has_enable_cache: Whether it has diffusers' `enable_cache`, which also clears what was cached when a
             generation ends.
         mag_cache, cache_dit: Why this engine does not work with it; empty where it does.
@@ -76,10 +76,19 @@ def traits_of(plan: Plan) -> Traits:
     return TRAITS.get(name) or Traits(name in TWO_CALLS, tried=False)
 
 
+def guided(plan: Plan) -> bool:
+    """Whether the plan's generation uses classifier-free guidance, which FLUX and others have beside a guidance they
+    were taught; True where the plan does not tell."""
+    call = plan.request.call
+    scale = call.get("true_cfg_scale", call.get("guidance_scale"))
+    return scale is None or float(scale) > 1
+
+
 def calls_twice(plan: Plan) -> bool:
     """Whether a step of the plan's generation calls the network once for each guidance branch."""
-    guided = float(plan.request.call.get("true_cfg_scale") or 1) > 1  # FLUX's, beside the guidance it was taught
-    return traits_of(plan).two_calls or (guided and plan.request.transformer == "FluxTransformer2DModel")
+    if plan.request.transformer == "FluxTransformer2DModel":
+        return "true_cfg_scale" in plan.request.call and guided(plan)
+    return traits_of(plan).two_calls and guided(plan)
 
 
 def component(plan: Plan, target: str) -> str:
