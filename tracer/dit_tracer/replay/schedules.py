@@ -10,13 +10,14 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from dit_formats.plan import LINEAR, REUSE, STEPS, TYPES, Plan, PlanError, Row
+from dit_formats.plan import GRID, LINEAR, REUSE, STEPS, TYPES, Plan, PlanError, Row
 from dit_formats.targets import broadcast, cache_dit, export, mag_cache
 from numpy.typing import NDArray
 
 from dit_tracer.engines import ENGINES
 from dit_tracer.recording.sites import find_networks
 from dit_tracer.replay.caching import Caching, sites_of
+from dit_tracer.replay.grid import chosen_steps
 
 UNCACHED = "uncached"
 GATE = 0.4
@@ -70,7 +71,10 @@ def of_plan(name: str, plan: Plan, engine: str = "") -> Schedule:
     Raises:
         PlanError: The engine cannot run it.
     """
-    mask = plan.rows[0].compute if plan.granularity == STEPS else ()
+    mask = plan.rows[0].compute if plan.granularity in (STEPS, GRID) else ()
+    if plan.granularity == GRID:
+        made = f"{sum(mask)} of {len(mask)} noise levels"
+        return Schedule(name, partial(chosen_steps, compute=mask), note=made, mask=mask, plan=plan)
     if not engine:
         return Schedule(name, partial(_cached, plan), mask=mask, plan=plan)
     made = export(plan, engine)
