@@ -90,7 +90,7 @@ def test_a_mask_shorter_than_the_run_caches_its_end(verdict: Any) -> None:
     found = verdict(CACHE_DIT.replace("steps: 8", "steps: 10"), "pixart-alpha")
     assert found.steps == "111-1--1--"
     assert "mask has 8 steps and the run 10: the rest is cached" in found.warnings[0]
-    assert "the last step is not computed in full" in found.warnings
+    assert "the last step is cached" in found.warnings
 
 
 @pytest.mark.parametrize(
@@ -171,6 +171,15 @@ def test_mag_cache_fails_on_latte_in_the_network(verdict: Any) -> None:
     content = {"mag_ratios": [1.0] * 8, "threshold": 0.1, "num_inference_steps": 8}
     assert "RuntimeError" in verdict(content, "latte-1").failed
     assert verdict(content, "sd3").share > 0.5
+
+
+def test_first_block_cache_fails_on_sd3_and_latte_and_a_threshold_is_said_to_decide(verdict: Any) -> None:
+    for model, error in (("sd3", "TypeError"), ("latte-1", "RuntimeError")):
+        found = verdict({"threshold": 10.0}, model)
+        assert error in found.failed and found.exit_code == 1
+    found = verdict({"threshold": 10.0}, "flux.1-dev")
+    assert found.share > 0.5 and "a threshold decides" in found.warnings[0]
+    assert "a threshold decides" in verdict("Fn_compute_blocks: 1\nresidual_diff_threshold: 9.0\n", "sd3").warnings[0]
 
 
 @pytest.mark.parametrize("target", ["cache-dit", "diffusers", "smoothcache", "diffusers-pab", "diffusers-taylorseer"])

@@ -188,7 +188,15 @@ def _taylorseer(pipeline: Any, network: nn.Module, content: dict[str, Any], undo
         apply_taylorseer_cache(network, config)
 
 
+def _first_block(pipeline: Any, network: nn.Module, content: dict[str, Any], undo: ExitStack) -> None:
+    from diffusers import FirstBlockCacheConfig
+    from diffusers.hooks import apply_first_block_cache
+
+    apply_first_block_cache(network, FirstBlockCacheConfig(**content["config"]))
+
+
 CACHES: dict[str, Callable[[Any, nn.Module, dict[str, Any], ExitStack], None]] = {
+    "first_block_cache": _first_block,
     "mag_cache": _mag_cache,
     "pyramid_attention_broadcast": _broadcast,
     "taylorseer": _taylorseer,

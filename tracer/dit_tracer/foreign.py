@@ -12,7 +12,7 @@ LARGEST = 1 << 24
 """Bytes that a configuration may have."""
 
 KNOWN = (
-    "cache-dit YAML or JSON, arguments of diffusers' MagCacheConfig, TaylorSeerCacheConfig or "
+    "cache-dit YAML or JSON, arguments of diffusers' MagCacheConfig, TaylorSeerCacheConfig, FirstBlockCacheConfig or "
     "PyramidAttentionBroadcastConfig as JSON, SmoothCache JSON, an SGLang DPCache schedule, or a plan of dit-analyze"
 )
 
@@ -34,6 +34,7 @@ class Config:
         data: What the file says.
         num_steps: Steps of the run that it is for; None if it does not say.
         mask: Whether a step is to be computed, where it says so by steps.
+        adaptive: Whether a threshold on what the network computes decides.
     """
 
     kind: str
@@ -42,6 +43,7 @@ class Config:
     data: dict[str, Any] = field(default_factory=dict)
     num_steps: int | None = None
     mask: tuple[bool, ...] | None = None
+    adaptive: bool = False
 
 
 def read(file: Path) -> Config:
@@ -124,7 +126,8 @@ def _arguments(
     def make(text: str, data: dict[str, Any]) -> Config:
         content = {"engine": engine} | wrap(data)
         steps = data.get("num_inference_steps")
-        return Config(f"diffusers {engine}", "diffusers", json.dumps(content), content, steps)
+        adaptive = engine == "first_block_cache"
+        return Config(f"diffusers {engine}", "diffusers", json.dumps(content), content, steps, adaptive=adaptive)
 
     return make
 
@@ -133,14 +136,8 @@ def _cache_dit(text: str, data: dict[str, Any]) -> Config:
     config = data.get("cache_config", data)
     mask = config.get("steps_computation_mask")
     static = config.get("steps_computation_policy") == "static" and isinstance(mask, list)
-    return Config(
-        "cache-dit",
-        "cache-dit",
-        text,
-        config,
-        config.get("num_inference_steps"),
-        tuple(m == 1 for m in mask) if static else None,
-    )
+    said = tuple(step == 1 for step in mask) if static else None
+    return Config("cache-dit", "cache-dit", text, config, config.get("num_inference_steps"), said, not static)
 
 
 def _smoothcache(text: str, data: dict[str, Any]) -> Config:
@@ -178,6 +175,7 @@ KINDS: tuple[tuple[Callable[[dict[str, Any]], bool], Callable[[str, dict[str, An
         _has(*(f"{kind}_attention_block_skip_range" for kind in ("spatial", "temporal", "cross"))),
         _arguments("pyramid_attention_broadcast", lambda data: {"config": data}),
     ),
+    (lambda data: set(data) == {"threshold"}, _arguments("first_block_cache", lambda data: {"config": data})),
     (lambda data: _is_schedule(data) or all(map(_is_schedule, data.values())), _smoothcache),
 )
 """What a file is, by the first test that it passes."""

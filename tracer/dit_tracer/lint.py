@@ -20,6 +20,9 @@ from dit_tracer.models.loading import load
 from dit_tracer.recording.sites import find_networks
 from dit_tracer.work import Task
 
+ADAPTIVE = (
+    "a threshold decides, on values that random weights do not have: this says that it runs, not how often it skips"
+)
 TASK = Task("a red fox", 1)
 
 
@@ -214,16 +217,21 @@ def _of_calls(config: Config, pipeline: Any, uncached: Counted) -> list[str]:
 
 def _of_result(config: Config, pipeline: Any, cached: Counted, uncached: Counted, line: str) -> list[str]:
     """What the count shows."""
-    found = []
+    found = [ADAPTIVE] if config.adaptive else []
     if cached.attention >= uncached.attention:
         found.append(f"it skips nothing{_why(config, pipeline)}")
-    elif line[-1:] != "1":
-        found.append("the last step is not computed in full")
+    found += _of_last(config, line)
     if config.mask is not None and len(config.mask) == len(line):
         asked = "".join("1" if step else "0" for step in config.mask)
         if any((step == "1") != (made == "1") for step, made in zip(asked, line)):
             found.append(f"the file asks for {asked}, and {line} was computed")
     return [*found, *_unmatched(config, pipeline)]
+
+
+def _of_last(config: Config, line: str) -> list[str]:
+    """The step that nothing comes after to mend; layers that a plan leaves out there are its choice."""
+    cached = line.endswith("0") or (line.endswith("-") and config.engine == "cache-dit")
+    return ["the last step is cached"] if cached else []
 
 
 def _why(config: Config, pipeline: Any) -> str:
@@ -280,8 +288,7 @@ def _only_read(config: Config, pipeline: Any, uncached: Counted, about: dict[str
             made = [before + count * here for before, count, here in zip(made, calls, compute)]
     every = [sum(uncached.by_layer[layer][step] for layer in uncached.attention_layers) for step in range(steps)]
     line = _line(made, every)
-    if line[-1:] != "1":
-        found.append("the last step is not computed in full")
+    found += _of_last(config, line)
     if config.kind.startswith("plan"):
         found += _unknown_layers(config, uncached)
     about |= {"calls": sum(every)}

@@ -15,6 +15,10 @@ from dit_formats.plan import LINEAR, STEPS, Plan, PlanError
 Mask = NDArray[np.bool_]
 
 
+EVEN = 1.05
+"""Below this ratio of the largest to the smallest distance of levels, they are as good as even."""
+
+
 @dataclass(frozen=True, eq=False)
 class Export:
     """A plan in another engine's form.
@@ -87,9 +91,9 @@ def reuse_instead(plan: Plan, target: str) -> tuple[str, ...]:
 def steps_as_levels(plan: Plan, target: str) -> tuple[str, ...]:
     """What is lost of the plan's levels where a target predicts along the index of the step."""
     gaps = np.diff(plan.levels)
-    if len(gaps) < 2 or np.allclose(gaps, gaps[0], rtol=1e-6):
+    ratio = float(np.abs(gaps).max() / np.abs(gaps).min()) if len(gaps) > 1 else 1.0
+    if ratio < EVEN:
         return ()
-    ratio = float(np.abs(gaps).max() / np.abs(gaps).min())
     return (
         f"the plan predicts along its levels, whose distances differ up to {ratio:.1f}-fold; {target} predicts along "
         "the index of the step, as if they were equal",

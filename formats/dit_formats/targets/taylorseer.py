@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dit_formats.plan import LINEAR, STEPS, Plan, PlanError
 from dit_formats.targets.export import Export, Mask, layers_of, share_lost, steps_as_levels, to_text, untried
@@ -68,17 +69,28 @@ def nearest(asked: Mask) -> Pattern | None:
     steps = len(asked)
     best, least = None, (int((~asked).sum()), 0)
     for interval in range(2, steps + 1):
-        for before in range(1, steps):
-            inside = computes((interval, before, steps), steps)
-            wrong = np.concatenate([[0], np.cumsum(inside != asked)])  # up to each step, inside
-            rest = np.concatenate([np.cumsum((~asked)[::-1])[::-1], [0]])  # from each step on, computing all
-            total = wrong + rest
-            after = before + int(np.argmin(total[before:]))
-            mask = computes((interval, before, after), steps)
-            score = int((mask != asked).sum()), steps - int(mask.sum())
+        wrong, fewer = _by_bounds(asked, interval)
+        for place in np.flatnonzero(wrong.ravel() == wrong.min(initial=steps)) if wrong.size else ():
+            score = int(wrong.ravel()[place]), int(fewer.ravel()[place])
             if score < least:
-                best, least = (interval, before, after), score
+                before, after = divmod(int(place), steps + 1)
+                best, least = (interval, before + 1, after), score
     return best
+
+
+def _by_bounds(asked: Mask, interval: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """In how many steps the patterns of an interval differ from the asked ones, and how many they leave out,
+    (before, after): from 1, and from 0 to all steps."""
+    steps = len(asked)
+    index, before = np.arange(steps), np.arange(1, steps)[:, None]
+    inside = (index < before) | ((index - before - 1) % interval == 0)
+    rest = np.append(np.cumsum((~asked)[::-1])[::-1], 0)
+    return _up_to(inside != asked) + rest, _up_to(~inside)
+
+
+def _up_to(counted: Mask) -> NDArray[np.int64]:
+    """How many are counted before each step, and before the end, (row, step)."""
+    return np.concatenate([np.zeros((len(counted), 1), int), np.cumsum(counted, 1)], 1)
 
 
 def _groups(plan: Plan, found: dict[tuple[bool, ...], Pattern | None]) -> list[dict[str, object]]:
