@@ -51,6 +51,9 @@ def verdict(tmp_path: Path) -> Any:
         ('{"format": "dit-diffusers"}', "not recognised"),
         ("[" * 10**5, "not recognised"),
         ("\x00\x01", "not recognised"),
+        ("Fn_compute_blocks: 1\nnum_inference_steps: many", "for 'many' steps"),
+        ("cache_config: 3", "not recognised"),
+        ('{"num_inference_steps": 0, "mag_ratios": []}', "for 0 steps"),
     ],
 )
 def test_what_is_no_configuration_is_refused_in_one_line(content: str, what: str, tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ from typing import Any
 LARGEST = 1 << 24
 """Bytes that a configuration may have."""
 
+MOST_STEPS = 1000
+
 KNOWN = (
     "cache-dit YAML or JSON, arguments of diffusers' MagCacheConfig, TaylorSeerCacheConfig, FirstBlockCacheConfig or "
     "PyramidAttentionBroadcastConfig as JSON, SmoothCache JSON, an SGLang DPCache schedule, or a plan of dit-analyze"
@@ -59,8 +61,11 @@ def read(file: Path) -> Config:
         raise ConfigError(f"{file}: larger than any configuration ({file.stat().st_size} bytes); give {KNOWN}")
     try:
         text = file.read_text(encoding="utf-8")
-        data = _parsed(text)
-        return recognised(text, data)
+        config = recognised(text, _parsed(text))
+        steps = config.num_steps
+        if steps is not None and (not isinstance(steps, int) or not 1 <= steps <= MOST_STEPS):
+            raise ValueError(f"it is for {steps!r} steps")
+        return config
     except (ValueError, TypeError, KeyError, RecursionError, AttributeError) as error:
         raise ConfigError(f"{file}: not recognised ({' '.join(str(error).split())[:200]}); give {KNOWN}") from None
 
