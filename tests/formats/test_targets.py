@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import itertools
 import json
 import re
@@ -62,7 +63,10 @@ def test_the_snippet_loads_the_file_by_the_name_it_gets(target: str) -> None:
     assert exported.file.endswith(TARGETS[target].ending)
     assert exported.file in exported.snippet
     assert "my file" in exported.loading("my file") and exported.file not in exported.loading("my file")
-    compile(exported.snippet, exported.file, "exec")
+    odd = 'a "quoted"\\ name'
+    assert any(
+        odd == node.value for node in ast.walk(ast.parse(exported.loading(odd))) if isinstance(node, ast.Constant)
+    )
 
 
 def test_cache_dit_gets_a_mask_as_long_as_the_run_and_no_cache_type() -> None:

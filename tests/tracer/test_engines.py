@@ -12,7 +12,7 @@ import pytest
 import torch
 from dit_formats.plan import LAYERS, Plan, PlanError
 from dit_formats.targets import export
-from dit_formats.targets.export import Export, planned
+from dit_formats.targets.exported import Export, planned
 from dit_tracer.calls import parameters, subject
 from dit_tracer.counting import Counted, counting
 from dit_tracer.engines import ENGINES, EngineError

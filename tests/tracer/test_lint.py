@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 from dit_formats.plan import to_json
 from dit_formats.targets import export
+from dit_tracer import foreign
 from dit_tracer.cli import main
+from dit_tracer.engines import hooks
 from dit_tracer.foreign import ConfigError, read
 from dit_tracer.lint import Verdict, lint, miniature
 from dit_tracer.models import tiny
@@ -53,6 +55,8 @@ def verdict(tmp_path: Path) -> Any:
         ("\x00\x01", "not recognised"),
         ("Fn_compute_blocks: 1\nnum_inference_steps: many", "for 'many' steps"),
         ("cache_config: 3", "not recognised"),
+        ('{"format": "dit-diffusers", "engine": null, "config": {}}', "diffusers has no None here"),
+        ('{"format": "dit-diffusers", "engine": "taylorseer", "num_steps": true, "groups": []}', "for True steps"),
         ('{"num_inference_steps": 0, "mag_ratios": []}', "for 0 steps"),
     ],
 )
@@ -62,6 +66,10 @@ def test_what_is_no_configuration_is_refused_in_one_line(content: str, what: str
     with pytest.raises(ConfigError, match=what) as refused:
         read(file)
     assert "\n" not in str(refused.value) and "give cache-dit YAML" in str(refused.value)
+
+
+def test_every_cache_that_is_recognised_can_be_put_to_work() -> None:
+    assert set(foreign.CACHES) == set(hooks.CACHES)
 
 
 def test_a_missing_file_and_an_unknown_model_are_wrong_usage(

@@ -13,6 +13,9 @@ LARGEST = 1 << 24
 
 MOST_STEPS = 1000
 
+CACHES = ("first_block_cache", "mag_cache", "pyramid_attention_broadcast", "taylorseer")
+"""Caches of diffusers that `dit_tracer.engines` can put to work."""
+
 KNOWN = (
     "cache-dit YAML or JSON, arguments of diffusers' MagCacheConfig, TaylorSeerCacheConfig, FirstBlockCacheConfig or "
     "PyramidAttentionBroadcastConfig as JSON, SmoothCache JSON, an SGLang DPCache schedule, or a plan of dit-analyze"
@@ -63,7 +66,7 @@ def read(file: Path) -> Config:
         text = file.read_text(encoding="utf-8")
         config = recognised(text, _parsed(text))
         steps = config.num_steps
-        if steps is not None and (not isinstance(steps, int) or not 1 <= steps <= MOST_STEPS):
+        if steps is not None and (type(steps) is not int or not 1 <= steps <= MOST_STEPS):
             raise ValueError(f"it is for {steps!r} steps")
         return config
     except (ValueError, TypeError, KeyError, RecursionError, AttributeError) as error:
@@ -118,6 +121,8 @@ def _sglang(text: str, data: dict[str, Any]) -> Config:
 
 def _diffusers(text: str, data: dict[str, Any]) -> Config:
     steps, mask = data.get("num_steps"), None
+    if data["engine"] not in CACHES:
+        raise ValueError(f"diffusers has no {data['engine']!r} here, but {', '.join(CACHES)}")
     if data["engine"] == "mag_cache" and data["config"].get("mag_ratios") and data["config"].get("threshold") == 0.5:
         mask = tuple(abs(ratio - 1) > 0.5 for ratio in data["config"]["mag_ratios"])  # as the target writes them
     return Config(f"diffusers {data['engine']}", "diffusers", text, data, steps, mask)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from dit_formats.plan import Plan
-    from dit_formats.targets.export import Export
+    from dit_formats.targets.exported import Export
 
 __all__ = ["TARGETS", "Target", "export"]
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from dit_formats.plan import STEPS, Plan, PlanError
-from dit_formats.targets.export import (
+from dit_formats.targets.exported import (
     Export,
     Mask,
     layers_of,

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from dit_formats.plan import REUSE, Plan, PlanError, to_json
-from dit_formats.targets.export import (
+from dit_formats.targets.exported import (
     Export,
     Mask,
     layers_of,
@@ -38,7 +38,7 @@ LEADING = 2
 """Steps at the beginning that must be computed, for two are needed to predict from."""
 
 SNIPPET = f"""\
-# SGLang reads a folder of schedules and picks one by the number of computed steps. Put {FILE!r} into it, after
+# SGLang reads a folder of schedules and picks one by the number of computed steps. Put "{FILE}" into it, after
 # setting in its "request" what only the server knows: checkpoint, quality, attention_backend, scheduler_config_sha256.
 import json
 

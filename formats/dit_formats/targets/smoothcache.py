@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from dit_formats.plan import STEPS, Plan, PlanError
-from dit_formats.targets.export import Export, layers_of, planned, reuse_instead, to_text, untried
+from dit_formats.targets.exported import Export, layers_of, planned, reuse_instead, to_text, untried
 from dit_formats.targets.traits import component, refuse_two_calls, traits_of
 
 NAME, FILE = "smoothcache", "plan.smoothcache.json"

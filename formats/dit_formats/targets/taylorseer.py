@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dit_formats.plan import LINEAR, STEPS, Plan, PlanError
-from dit_formats.targets.export import Export, Mask, layers_of, share_lost, steps_as_levels, to_text, untried
+from dit_formats.targets.exported import Export, Mask, layers_of, share_lost, steps_as_levels, to_text, untried
 from dit_formats.targets.mag_cache import head
 from dit_formats.targets.traits import calls_twice, component, traits_of
 

@@ -50,7 +50,7 @@ class Export:
 
     def loading(self, file: str) -> str:
         """The snippet for a file of this name."""
-        return self.snippet.replace(repr(self.file), repr(file)).replace(f'"{self.file}"', f'"{file}"')
+        return self.snippet.replace(f'"{self.file}"', json.dumps(file))
 
 
 def layers_of(plan: Plan) -> tuple[str, ...]:
