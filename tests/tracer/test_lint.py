@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from dit_formats.plan import to_json
+from dit_formats.plan import GRID, to_json
 from dit_formats.targets import export
 from dit_tracer import foreign
 from dit_tracer.cli import main
@@ -216,6 +217,12 @@ def test_a_plan_is_read_and_not_run(verdict: Any) -> None:
     other = verdict(to_json(plan), "sd3")
     assert any("of 6 layers are not in this miniature" in warning for warning in other.warnings)
     assert other.exit_code == 1
+
+
+def test_a_choice_of_noise_levels_caches_nothing(verdict: Any) -> None:
+    plan = replace(by_steps(tiny.build("pixart-alpha")), granularity=GRID)
+    with pytest.raises(ConfigError, match="a choice of noise levels, which caches nothing"):
+        verdict(to_json(plan), "pixart-alpha")
 
 
 def test_a_schedule_of_sglang_is_read_and_not_run(verdict: Any) -> None:

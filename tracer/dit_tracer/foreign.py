@@ -104,12 +104,14 @@ def recognised(text: str, data: dict[str, Any]) -> Config:
 
 
 def _plan(text: str, data: dict[str, Any]) -> Config:
-    from dit_formats.plan import PlanError, from_data
+    from dit_formats.plan import GRID, PlanError, from_data
 
     try:
         plan = from_data(data)
     except PlanError as error:
         raise ValueError(f"a damaged plan: {error}") from None
+    if plan.granularity == GRID:
+        raise ValueError("a choice of noise levels, which caches nothing; dit-trace replay runs it")
     return Config("plan of dit-analyze", "", text, data, plan.request.num_steps, tuple(map(bool, plan.steps_mask)))
 
 
