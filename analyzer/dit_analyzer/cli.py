@@ -326,6 +326,7 @@ def check(traces: tuple[Path, ...], as_json: bool) -> int:
               help="Instead choose N of the trace's noise levels, for a run of N steps.")  # fmt: skip
 @click.option("--to", "targets", multiple=True, type=click.Choice(EXPORTS), metavar="TARGET",
               help=f"Also write it for another engine; may be repeated: {', '.join(EXPORTS)}.")  # fmt: skip
+@click.option("--monotone", is_flag=True, help="Export polynomials that never fall, fitted anew.")
 @click.option("--curve", is_flag=True, help="41 plans, from all computed to a fifth; -o is then a folder.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="File to write.  [default: TRACE.plan.json]")
 @DASK
@@ -335,6 +336,7 @@ def plan(
     trace: Path,
     compute: str,
     sigmas: int | None,
+    monotone: bool,
     curve: bool,
     output: Path | None,
     dask: str | None,
@@ -364,7 +366,8 @@ def plan(
         if curve:
             command.curve(opened, asked, output, **told)
         else:
-            command.one(opened, asked, output or Path(f"{trace.name.removesuffix('.trace')}.plan.json"), **told)
+            file = output or Path(f"{trace.name.removesuffix('.trace')}.plan.json")
+            command.one(opened, asked, file, monotone=monotone, **told)
 
 
 def _numbers(text: str) -> tuple[int, ...]:
