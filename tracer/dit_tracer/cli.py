@@ -32,6 +32,7 @@ TITLES = (
     "Twins, with random weights, for trying options and testing; their numbers mean nothing:",
 )
 
+REPLAY_NEEDS = 'a replay needs {}, which is not installed; pip install "ditscope[trace,replay]"'
 NEEDS = 'tracing needs torch and diffusers, and {} is not installed; pip install "ditscope[trace]"'
 
 
@@ -335,10 +336,12 @@ def replay(plans: tuple[Path, ...], weights: str | None, **options: Any) -> int:
     model = find(others[0] if others else read_plan(files[0]).request.model)
     model = replace(model, source=weights) if weights else model
     try:
+        import skimage  # noqa: F401  # before a model is loaded
+
         from dit_tracer.replay.command import Ask
         from dit_tracer.replay.command import replay as run_for_real
     except ModuleNotFoundError as error:
-        raise click.ClickException(NEEDS.format(error.name)) from None
+        raise click.ClickException(REPLAY_NEEDS.format(error.name)) from None
     return run_for_real(Ask(files, model, **options))
 
 
