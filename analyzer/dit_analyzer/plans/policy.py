@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from dit_formats.console import plural
 from dit_formats.plan import STEPS, Plan
 from dit_formats.policy import IDENTITY, MODULATED, SIGNALS, Policy
 from dit_formats.reader import Trace
@@ -207,7 +208,8 @@ def lines_of(policy: Policy) -> list[str]:
     told, made = policy.predicted, policy.made["threshold"]
     rest = told["computed_share"]
     against = told["times_static"]
-    where = f"{told['held_out_prompts']} held-out prompts" if told["held_out_prompts"] else "the prompts it is made from"
+    held = told["held_out_prompts"]
+    where = plural(held, "held-out prompt") if held else "the prompts it is made from"
     verdicts = {
         POLICY: "the policy is predicted to be better than the static plan",
         STATIC: "the static plan is predicted to be better than the policy",
