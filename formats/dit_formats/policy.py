@@ -113,9 +113,7 @@ class Rule:
 
 def rule_of(policy: Policy) -> Rule:
     """The rule, at the start of a generation."""
-    return Rule(
-        policy.request.num_steps, policy.threshold, policy.coefficients, policy.most, policy.first, policy.last
-    )
+    return Rule(policy.request.num_steps, policy.threshold, policy.coefficients, policy.most, policy.first, policy.last)
 
 
 def write_policy(path: Path, policy: Policy, *, force: bool = False) -> None:
