@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -10,17 +11,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from dit_analyzer.plans.policy import Settings, changes_of, simulated
 from dit_formats import open_trace
 from dit_formats.plan import LINEAR, STEPS, Plan, PlanError, Request, Row
-from dit_formats.policy import MODEL_INPUT, MODULATED, SIGNALS, Policy
+from dit_formats.policy import MODEL_INPUT, MODULATED, SIGNALS, Policy, write_policy
 from dit_tracer.calls import parameters, subject
+from dit_tracer.cli import main
 from dit_tracer.counting import counting
 from dit_tracer.models import loading, tiny
 from dit_tracer.models.catalog import find
 from dit_tracer.recording.recorder import record
 from dit_tracer.recording.sites import find_networks
+from dit_tracer.replay.comparing import compare
 from dit_tracer.replay.online import Online, largest_change
+from dit_tracer.replay.report import as_json, lines_of
+from dit_tracer.replay.schedules import of_policy
+from dit_tracer.work import Task
 
 NUM_STEPS = 8
 TWINS = ("flux.1-dev", "pixart-alpha", "sd3", "wan2.1", "latte-1", "cogvideox-5b", "z-image")
@@ -195,3 +202,37 @@ def test_a_bundled_model_computes_what_the_rule_says() -> None:
     _, running = online(pipeline, "digits-flux", policy_for(MODULATED, threshold, **rule))
     assert 0 < running.computed_share < 1
     assert running.mask == simulated(running.changes[1:], threshold, settings).tolist()
+
+
+def test_a_replay_runs_a_policy_beside_its_static_plan(flux: Any) -> None:
+    name, tasks = "tiny:flux.1-dev", [Task("a fox", 1), Task("a hare", 2)]
+    call = find(name).call | {"num_inference_steps": NUM_STEPS}
+    call = {key: value for key, value in call.items() if key in parameters(flux)}
+    every = of_policy("policy", "static plan", policy_for(MODEL_INPUT))
+    uncached, policy, static = compare(flux, tasks, call, every)
+    assert policy.share == static.share == 1 and policy.measures["error"] == static.measures["error"] == [0, 0]
+    some = of_policy("policy", "static plan", policy_for(MODEL_INPUT, middling(flux, name, MODEL_INPUT)))
+    outcomes = compare(flux, tasks, call, some)
+    policy = outcomes[1]
+    assert 0 < policy.share < 1 and policy.share == pytest.approx(np.mean(policy.measures["share"]))
+    assert len(policy.measures["share"]) == 2 and min(policy.measures["error"]) > 0
+    table = "\n".join(lines_of(outcomes, {}))
+    assert f"policy computed {policy.share:.1%}" in table and "static plan 100.0%" in table
+    record = as_json(outcomes, {}, {})["schedules"][1]
+    assert record["computed_share"] == policy.share and record["prompts"]["share"] == policy.measures["share"]
+
+
+def test_the_command_takes_a_policy_and_refuses_engines_for_it(tmp_path: Path) -> None:
+    policy = policy_for(MODULATED, 0.1)
+    request = replace(policy.request, model="tiny:flux.1-dev", call={"num_inference_steps": NUM_STEPS})
+    policy = replace(policy, request=request, static=replace(policy.static, request=request))
+    write_policy(tmp_path / "policy.json", policy)
+    asked = ["replay", str(tmp_path / "policy.json"), "-n", "1", "--alone", "--device", "cpu", "--json"]
+    refused = CliRunner().invoke(main, asked)
+    assert refused.exit_code != 0 and "--transfer" in refused.stderr
+    engine = CliRunner().invoke(main, [*asked, "--transfer", "--engine", "cache-dit"])
+    assert engine.exit_code != 0 and "replay it without --engine" in engine.stderr
+    done = CliRunner().invoke(main, [*asked, "--transfer"])
+    assert done.exit_code == 0, done.stderr
+    names = [one["schedule"] for one in json.loads(done.stdout)["schedules"]]
+    assert names == ["uncached", "policy", "static plan"]
