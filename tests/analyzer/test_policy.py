@@ -18,6 +18,7 @@ from dit_analyzer.plans.policy import (
     STATIC,
     Calibration,
     Settings,
+    best_settings,
     changes_of,
     lines_of,
     policy_of,
@@ -198,6 +199,25 @@ def test_the_better_one_is_named(made: Callable[..., Trace]) -> None:
         own = replace(costs, planning=each[list(costs.planned_with)].mean(0), held_out=each[list(costs.held)])
         named.append(policy_of(trace, own, Planner(trace, own), 0.6).predicted["better"])
     assert named == [POLICY, STATIC]
+
+
+def test_settings_are_chosen_for_the_least_error_on_prompts_to_plan_with(made: Callable[..., Trace]) -> None:
+    """Two steps that cost much, at the start and at the end, are computed, whatever the signal says."""
+    trace = made(10)
+    costs = costs_of(trace)
+    each = np.where(np.isin(np.arange(NUM_STEPS), (1, 9)), 1.0, 0.01)
+    own = replace(costs, planning=np.broadcast_to(each, costs.planning.shape))
+    found = best_settings(trace, own, 0.5)
+    policy = policy_of(trace, own, Planner(trace, own), 0.5, settings=found)
+    masks = simulated(changes_of(trace)[list(costs.planned_with)], policy.threshold, found)
+    assert masks[:, [1, 9]].all() and abs(masks.mean() - 0.5) <= 0.05
+    assert (policy.first, policy.last, policy.most) == (found.first, found.last, found.most)
+
+
+def test_settings_of_one_prompt_and_of_two_steps_can_be_chosen(made: Callable[..., Trace]) -> None:
+    for trace in (made(1), made(3, 2)):
+        settings = best_settings(trace, costs_of(trace), 0.5, MODEL_INPUT)
+        assert settings.signal == MODEL_INPUT and settings.first >= 1
 
 
 def test_a_policy_is_written_and_read(made: Callable[..., Trace], tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,9 @@ from dit_analyzer.plans.teacache import fit, pairs, reached
 
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
+
+FIRST, LAST, MOST = (1, 2, 3, 4), (0, 1, 2, 3), (0, 1, 2, 3)
+"""Numbers of steps that a choice of settings tries."""
 
 POLICY, STATIC, NEITHER = "policy", "static plan", "neither"
 NOTE = "signals are of an uncached run; with steps skipped they differ, and so may the steps that are computed"
@@ -153,6 +157,32 @@ class Calibration:
         return Threshold(float(self.thresholds[place]), low, high, float(self.masks[:, place].mean()))
 
 
+def best_settings(
+    trace: Trace, costs: Costs, share: float, signal: str = MODULATED, *, fitted: bool = False
+) -> Settings:
+    """Which first and last steps to always compute, and how many to reuse in a row, for the least error at a share.
+
+    Of the combinations of `FIRST`, `LAST` and `MOST` that come within half a step of the share on the prompts to plan
+    with, or else nearest to it, the one whose error there is least by the mean costs. What `policy_of` predicts is
+    from other prompts.
+
+    Raises:
+        OutOfReachError, ValueError, IncompleteError: As `policy_of`.
+    """
+    _need_steps(trace, costs)
+    start = _fitted(trace, list(costs.planned_with), Settings(signal)) if fitted else Settings(signal)
+    changes = changes_of(trace, signal)[list(costs.planned_with)]
+    tried = []
+    for first, last, most in product(FIRST, LAST, MOST):
+        settings = replace(start, first=first, last=last, most=most)
+        found = Calibration(changes, costs.planning, settings).for_share(share)
+        masks = simulated(changes, found.value, settings)
+        off = max(abs(found.share - share) - 0.5 / costs.num_steps, 0.0)
+        error = np.mean([error_of(costs.planning, mask[None], [1]) for mask in masks])
+        tried.append((off, float(error), most, first, last, settings))
+    return min(tried, key=lambda one: one[:-1])[-1]
+
+
 def policy_of(
     trace: Trace,
     costs: Costs,
@@ -164,6 +194,8 @@ def policy_of(
     fitted: bool = False,
 ) -> Policy:
     """A policy that computes this share of the steps on the prompts to plan with, or errs by so much there.
+
+    Steps that the planner was told to force are forced in the static plan alone.
 
     Args:
         costs: By whole steps, of the trace's own number of steps.
