@@ -220,6 +220,14 @@ def test_settings_of_one_prompt_and_of_two_steps_can_be_chosen(made: Callable[..
         assert settings.signal == MODEL_INPUT and settings.first >= 1
 
 
+def test_a_rule_that_computes_the_same_steps_for_all_prompts_is_told(made: Callable[..., Trace]) -> None:
+    same = "compute the same steps"
+    policy, _ = planned(made(), None, error=0.0)
+    assert policy.predicted["different_masks"] == 1 and same in lines_of(policy)[-1]
+    policy, _ = planned(made(20))
+    assert policy.predicted["different_masks"] > 1 and not any(same in line for line in lines_of(policy))
+
+
 def test_a_policy_is_written_and_read(made: Callable[..., Trace], tmp_path: Path) -> None:
     policy, _ = planned(made(3))
     write_policy(tmp_path / "a.json", policy)

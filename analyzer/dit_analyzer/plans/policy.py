@@ -247,7 +247,7 @@ def lines_of(policy: Policy) -> list[str]:
         STATIC: "the static plan is predicted to be better than the policy",
         NEITHER: "it is not told which of policy and static plan is better",
     }
-    return [
+    lines = [
         f"reuse while the added change of {policy.signal} is below {_interval(made, 'value')}",
         f"computed share {_interval(rest, 'value', '.1%')} on {where}, {rest['least']:.1%} to {rest['most']:.1%} of "
         f"single prompts; {made['share']:.1%} where it was calibrated",
@@ -256,6 +256,9 @@ def lines_of(policy: Policy) -> list[str]:
         f"{verdicts[told['better']]}: {_interval(against, 'value', '.3g')} times its error",
         NOTE,
     ]
+    if told["different_masks"] == 1 and policy.made["prompts"]["planned"] > 1:
+        lines.append(f"all of {where} compute the same steps: a static plan of these would do as much")
+    return lines
 
 
 def _predicted(changes: Floats, costs: Costs, static: Plan, found: Threshold, settings: Settings) -> dict[str, Any]:
@@ -273,6 +276,7 @@ def _predicted(changes: Floats, costs: Costs, static: Plan, found: Threshold, se
         **_json({"low": error.low, "high": error.high}),
         "held_out_prompts": len(held),
         "computed_share": _share(masks.mean(-1)),
+        "different_masks": len(np.unique(masks, axis=0)),
         "static_error": expected(costs, static.mask).error,
         "times_static": _json({"value": against.error, "low": against.low, "high": against.high}),
         "better": POLICY if against.high < 1 else STATIC if against.low > 1 else NEITHER,
