@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +31,8 @@ GRANULARITIES = (STEPS, TYPES, LAYERS, GRID)
 
 REUSE, LINEAR = "reuse", "linear"
 PREDICTORS = (REUSE, LINEAR)
+
+Made = TypeVar("Made")
 
 
 class PlanError(TraceError):
@@ -164,11 +167,16 @@ def write_plan(path: Path, plan: Plan, *, force: bool = False) -> None:
 
 def to_json(plan: Plan) -> str:
     """The content of the file."""
+    return json.dumps(to_data(plan), indent=1, ensure_ascii=False)
+
+
+def to_data(plan: Plan) -> dict[str, Any]:
+    """The same before it is text."""
     data = {"format": FORMAT, "version": VERSION, **asdict(plan)}
     data["rows"] = [
         {"name": row.name, "layers": row.layers, "compute": [int(c) for c in row.compute]} for row in plan.rows
     ]
-    return json.dumps(data, indent=1, ensure_ascii=False)
+    return data
 
 
 def read_plan(path: Path) -> Plan:
@@ -178,6 +186,31 @@ def read_plan(path: Path) -> Plan:
         FileNotFoundError: There is none.
         PlanError: It is not a plan, damaged, or of a newer version.
     """
+    return parsed(path, FORMAT, VERSION, from_data)
+
+
+def parsed(path: Path, name: str, version: int, made: Callable[[dict[str, Any]], Made]) -> Made:
+    """What is made of the content of a file, if its format has this name and its version is no newer."""
+    data = content(path)
+    if data.get("format") != name or not isinstance(data.get("version"), int):
+        raise PlanError(f"{path}: no plan (its format is not {name}); dit-analyze plan TRACE writes one")
+    if data["version"] > version:
+        raise PlanError(f"{path}: version {data['version']}, this version reads up to {version}; upgrade ditscope")
+    try:
+        return made(data)
+    except PlanError as error:
+        raise PlanError(f"{path}: {error}; make it again with dit-analyze plan") from None
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise PlanError(f"{path}: damaged ({type(error).__name__}: {error}); make it again") from None
+
+
+def content(path: Path) -> dict[str, Any]:
+    """What a file of JSON holds.
+
+    Raises:
+        FileNotFoundError: There is none.
+        PlanError: It is too large, not JSON, or not an object.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such plan; dit-analyze plan TRACE writes one")
     if path.stat().st_size > LARGEST:
@@ -186,30 +219,28 @@ def read_plan(path: Path) -> Plan:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise PlanError(f"{path}: not JSON ({error}); dit-analyze plan TRACE writes plans") from None
-    if not isinstance(data, dict) or data.get("format") != FORMAT or not isinstance(data.get("version"), int):
-        raise PlanError(f"{path}: no plan (its format is not {FORMAT}); dit-analyze plan TRACE writes one")
-    if data["version"] > VERSION:
-        raise PlanError(f"{path}: version {data['version']}, this version reads up to {VERSION}; upgrade ditscope")
-    try:
-        return from_data(data)
-    except PlanError as error:
-        raise PlanError(f"{path}: {error}; make it again with dit-analyze plan") from None
-    except (KeyError, TypeError, ValueError) as error:
-        raise PlanError(f"{path}: damaged ({type(error).__name__}: {error}); make it again") from None
+    if not isinstance(data, dict):
+        raise PlanError(f"{path}: no plan (not an object of JSON); dit-analyze plan TRACE writes one")
+    return data
 
 
-def from_data(data: dict[str, Any]) -> Plan:
-    """The plan that this content of a file is."""
-    request = dict(data["request"])
+def request_from(data: dict[str, Any]) -> Request:
+    """The request that this part of a file's content is."""
+    request = dict(data)
     if set(request) != {one.name for one in fields(Request)}:
         raise PlanError(f"its request has other fields: {', '.join(sorted(request))}")
     for name in ("timesteps", "sigmas"):
         request[name] = tuple(float(x) for x in request[name])
+    return Request(**request)
+
+
+def from_data(data: dict[str, Any]) -> Plan:
+    """The plan that this content of a file is."""
     rows = tuple(
         Row(str(row["name"]), tuple(map(str, row["layers"])), tuple(map(bool, row["compute"]))) for row in data["rows"]
     )
     return Plan(
-        Request(**request),
+        request_from(data["request"]),
         data["granularity"],
         data["predictor"],
         tuple(float(x) for x in data["levels"]),

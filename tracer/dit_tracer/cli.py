@@ -320,12 +320,13 @@ def study(
 def replay(plans: tuple[Path, ...], weights: str | None, **options: Any) -> int:
     """Run each PLAN for real: speed and error against the uncached MODEL, and against fewer steps and other methods.
 
+    A policy, which decides while it runs, is replayed beside the static plan that computes as many steps.
     The other methods spend as much computation as the first plan. Errors are relative L1 of the final latents, PSNR and
     SSIM, means over prompts with 95 % intervals.
 
     Example: dit-trace replay plan.json -n 16 -o replay
     """
-    from dit_formats.plan import read_plan
+    from dit_formats.policy import read_either
 
     from dit_tracer.models.catalog import find
 
@@ -333,7 +334,7 @@ def replay(plans: tuple[Path, ...], weights: str | None, **options: Any) -> int:
     others = [str(path) for path in plans if path.suffix != ".json"]
     if not files or len(others) > 1:
         raise click.UsageError("give plans, which end in .json, and at most one model")
-    model = find(others[0] if others else read_plan(files[0]).request.model)
+    model = find(others[0] if others else read_either(files[0]).request.model)
     model = replace(model, source=weights) if weights else model
     try:
         import skimage  # noqa: F401  # before a model is loaded

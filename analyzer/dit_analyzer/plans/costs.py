@@ -133,6 +133,11 @@ def expected(costs: Costs, mask: Mask) -> Expected:
     found = np.array([error_of(one, mask, costs.weights) for one in costs.held_out])
     if not len(found):
         return Expected(error_of(costs.planning, mask, costs.weights), np.nan, np.nan, 0)
+    return geometric(found)
+
+
+def geometric(found: Floats) -> Expected:
+    """The mean over prompts of what each of them gives, (prompt); NaN ends unless all are positive and finite."""
     if not (found > 0).all() or not np.isfinite(found).all():
         return Expected(float(found.mean()), np.nan, np.nan, len(found))
     logs = np.log(found)
