@@ -324,6 +324,9 @@ def check(traces: tuple[Path, ...], as_json: bool) -> int:
 @click.option("--steps", type=click.IntRange(min=2), help="Plan for another number of steps, along the noise level.")
 @click.option("--sigmas", type=click.IntRange(min=2), metavar="N",
               help="Instead choose N of the trace's noise levels, for a run of N steps.")  # fmt: skip
+@click.option("--policy", type=click.Choice(["modulated", "model_input"]), metavar="SIGNAL",
+              help="Instead a rule that decides while it runs: compute when the added change of SIGNAL reaches a "
+              "threshold; modulated (the first block's input, as TeaCache) or model_input (latents).")  # fmt: skip
 @click.option("--to", "targets", multiple=True, type=click.Choice(EXPORTS), metavar="TARGET",
               help=f"Also write it for another engine; may be repeated: {', '.join(EXPORTS)}.")  # fmt: skip
 @click.option("--monotone", is_flag=True, help="Export polynomials that never fall, fitted anew.")
@@ -336,6 +339,7 @@ def plan(
     trace: Path,
     compute: str,
     sigmas: int | None,
+    policy: str | None,
     monotone: bool,
     curve: bool,
     output: Path | None,
@@ -358,6 +362,8 @@ def plan(
     sizes = [name for name in ("budget", "reuse", "error") if options[name] is not None]
     if len(sizes) + (sigmas is not None) + curve > 1:
         raise click.UsageError("--budget, --reuse, --error, --sigmas and --curve: give one of them")
+    if policy and (options["targets"] or curve or sigmas or options["granularity"] != "step"):
+        raise click.UsageError("--policy decides for whole steps while it runs; give it without --to, --curve, --per")
     if sigmas is not None:
         options |= {"budget": sigmas, "granularity": "grid"}
     asked = Asked(**options, compute=_numbers(compute))
@@ -365,8 +371,10 @@ def plan(
         told = {"force": force, "as_json": as_json, "dask": dask}
         if curve:
             command.curve(opened, asked, output, **told)
+        elif policy:
+            command.policy(opened, asked, policy, output or Path(f"{_stem((trace,))}.policy.json"), **told)
         else:
-            file = output or Path(f"{trace.name.removesuffix('.trace')}.plan.json")
+            file = output or Path(f"{_stem((trace,))}.plan.json")
             command.one(opened, asked, file, monotone=monotone, **told)
 
 

@@ -55,6 +55,25 @@ def one(trace: Trace, asked: Asked, output: Path, *, monotone: bool, force: bool
     click.echo(f"next: dit-trace replay {shlex.quote(str(output))}", err=True)
 
 
+def policy(trace: Trace, asked: Asked, signal: str, output: Path, *, force: bool, as_json: bool, dask: Any) -> None:
+    """Write a rule that decides while it runs, and print what it is worth beside the static plan."""
+    from dit_formats.policy import write_policy
+
+    from dit_analyzer.plans import policy as rules
+
+    refuse_existing(output, force)
+    planner = planner_of(trace, asked, dask)
+    share = asked.share(planner.costs.num_steps)
+    settings = rules.best_settings(trace, planner.costs, share, signal)
+    size = {"error": asked.error} if asked.error is not None else {"share": share}
+    found = rules.policy_of(trace, planner.costs, planner, settings=settings, **size)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_policy(output, found, force=force)
+    told = {"policy": str(output), "signal": found.signal, "threshold": found.threshold, **found.predicted}
+    _print(rules.lines_of(found), told, as_json)
+    click.echo(f"next: dit-trace replay {shlex.quote(str(output))}", err=True)
+
+
 def curve(trace: Trace, asked: Asked, output: Path | None, *, force: bool, as_json: bool, dask: Any) -> None:
     """Print the plans of a curve, and write them, their table and their figure into a folder."""
     from dit_analyzer.show import figures
