@@ -75,7 +75,7 @@ class Planner:
         unit = sum(self.costs.weights) if len(self.costs.rows) == 1 else min(self.costs.weights)
         for cells in range(self.fewest, self.cells + 1, unit):
             mask = self._mask(cells)
-            if mask is not None and error_of(self.costs.planning, mask, self.costs.weights) <= error:
+            if mask is not None and self.costs.planning_error(mask) <= error:
                 return self._plan(mask)
         return self._plan(np.ones((len(self.costs.rows), self.costs.num_steps), bool))
 
@@ -121,7 +121,8 @@ class Planner:
         kept = {layer for row in rows for layer in row.layers}
         types = {layer.name: layer.type for layer in self.trace.layers if layer.name in kept}
         predicted = _told(expected(costs, mask)) | times_of(self.trace, costs, mask)
-        predicted["planning_error"] = error_of(costs.planning, mask, costs.weights)
+        predicted["planning_error"] = costs.planning_error(mask)
+        predicted["sum_of_errors"] = error_of(costs.planning, mask, costs.weights)
         predicted["cheapest_step"] = self.cheapest_step()
         predicted["verdict"] = DO_NOT if predicted["cheapest_step"] > WORTH else "cache"
         levels = tuple(costs.course.levels.tolist())

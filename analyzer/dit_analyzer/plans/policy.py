@@ -265,9 +265,9 @@ def _predicted(changes: Floats, costs: Costs, static: Plan, found: Threshold, se
     """On held-out prompts by each one's own mask; with none, on those it was calibrated on, by mean costs."""
     held = list(costs.held)
     masks = simulated(changes[held or list(costs.planned_with)], found.value, settings)
-    each = costs.held_out if held else np.repeat(costs.planning[None], len(masks), 0)
-    ours = np.array([error_of(one, mask[None], [1]) for one, mask in zip(each, masks)])
-    theirs = np.array([error_of(one, static.mask, [1]) for one in each])
+    known = costs.held_error if held else lambda _, mask: costs.planning_error(mask)
+    ours = np.array([known(place, mask[None]) for place, mask in enumerate(masks)])
+    theirs = np.array([known(place, static.mask) for place in range(len(masks))])
     error, against = geometric(ours), _ratio(ours, theirs, bool(held))
     if not held:
         error = Expected(error.error, np.nan, np.nan, 0)
