@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from dit_analyzer.measures.signals import signals
 from dit_analyzer.plans.costs import Costs, costs_of, error_of
-from dit_analyzer.plans.course import OutOfReachError
+from dit_analyzer.plans.course import Course, OutOfReachError
 from dit_analyzer.plans.planner import Planner
 from dit_analyzer.plans.policy import (
     NEITHER,
@@ -26,6 +26,7 @@ from dit_analyzer.plans.policy import (
 )
 from dit_analyzer.plans.teacache import Rule as Skipping
 from dit_analyzer.plans.teacache import skipped
+from dit_analyzer.plans.tracks import Track
 from dit_formats import IncompleteError, open_trace
 from dit_formats.policy import MODEL_INPUT, MODULATED, Policy, Rule, read_policy, write_policy
 from dit_formats.reader import Trace
@@ -96,10 +97,14 @@ def test_with_tea_caches_settings_it_skips_what_tea_cache_skips() -> None:
 
 
 def calibration(prompts: int = 8, steps: int = 12) -> Calibration:
-    rng = np.random.default_rng(2)
-    at = np.arange(steps)
+    """Costs that grow with the steps since the last computed one."""
+    rng, at = np.random.default_rng(2), np.arange(steps, dtype=float)
+    course = Course(at[::-1].copy(), None, at, at, at)
     costs = np.abs(at[None, :] - at[:, None])[None, None] * 0.01
-    return Calibration(rng.uniform(0.05, 0.2, (prompts, steps - 1)), costs, Settings())
+    places = tuple(range(prompts))
+    rows, none = (("all", ("a",)),), np.empty((0, *costs.shape), "f4")
+    known = Costs(course, "outputs", "reuse", "step", rows, costs, none, places, ())
+    return Calibration(rng.uniform(0.05, 0.2, (prompts, steps - 1)), known, Settings())
 
 
 def test_one_prompt_has_a_threshold_without_an_interval() -> None:
@@ -127,10 +132,22 @@ def test_a_larger_threshold_than_for_an_error_would_err_by_more() -> None:
     found = one.for_error(0.1)
 
     def error(threshold: float) -> float:
-        return float(np.mean([error_of(one.costs, mask[None], [1]) for mask in simulated(one.changes, threshold)]))
+        masks = simulated(one.changes, threshold)
+        errors = [error_of(one.costs.planning, mask[None], [1]) for mask in masks]
+        return float(np.exp(np.mean(np.log(errors))))
 
-    assert 0 < error(found.value) <= 0.1
+    assert 0 < error(found.value) <= 0.1 and one.error_at(found.value) == pytest.approx(error(found.value))
     assert all(error(threshold) > 0.1 for threshold in one.thresholds[one.thresholds > found.value])
+
+
+def test_where_tracks_are_known_errors_are_along_each_prompts_own() -> None:
+    """A prediction that nowhere changes costs nothing, one that does is computed; nothing is asked of other prompts."""
+    plain = calibration(4)
+    still = Track(np.ones(3, "f4"), np.ones((3, 12), "f4"), np.ones(12))
+    moving = replace(still, values=np.arange(36, dtype="f4").reshape(3, 12))
+    assert replace(plain, costs=replace(plain.costs, tracks=(still,))).for_error(0.0).value == plain.thresholds[-1]
+    found = replace(plain, costs=replace(plain.costs, tracks=(still, moving))).for_error(0.0)
+    assert found.share < 1 and simulated(plain.changes[1], found.value).all()
 
 
 def test_shares_and_errors_that_cannot_be_are_refused() -> None:
@@ -191,7 +208,7 @@ def test_the_better_one_is_named(made: Callable[..., Trace]) -> None:
     them."""
     trace = made(20)
     costs, changes, named = costs_of(trace), changes_of(trace), []
-    found = Calibration(changes[list(costs.planned_with)], costs.planning, Settings()).for_share(0.6)
+    found = Calibration(changes[list(costs.planned_with)], costs, Settings()).for_share(0.6)
     masks = simulated(changes, found.value)
     assert len(np.unique(masks, axis=0)) > 3
     for dear in (masks, np.broadcast_to(masks.mean(0) < 0.5, masks.shape)):

@@ -56,6 +56,12 @@ class Costs:
             return error_of(self.planning, mask, self.weights)
         return geometric(np.array([self._along(track, mask) for track in self.tracks])).error
 
+    def planned_error(self, place: int, mask: Mask) -> float:
+        """The error of a plan on one of the prompts to plan with that have a track; by mean costs where none has."""
+        if not self.tracks:
+            return error_of(self.planning, mask, self.weights)
+        return self._along(self.tracks[place], mask)
+
     def held_error(self, prompt: int, mask: Mask) -> float:
         """The error of a plan, (row, step), on one of the prompts held out."""
         if not self.held_tracks:

@@ -24,7 +24,7 @@ from dit_analyzer.measures.bootstrap import drawn_shares, percentiles
 from dit_analyzer.measures.jackknife import Estimate, jackknife_t
 from dit_analyzer.measures.signals import signals
 from dit_analyzer.measures.views.given import halves, need_sites
-from dit_analyzer.plans.costs import Costs, Expected, error_of, expected, geometric
+from dit_analyzer.plans.costs import Costs, Expected, expected, geometric
 from dit_analyzer.plans.course import OutOfReachError
 from dit_analyzer.plans.planner import Planner, request_of
 from dit_analyzer.plans.teacache import fit, pairs, reached
@@ -105,17 +105,30 @@ def simulated(changes: ArrayLike, threshold: ArrayLike, settings: Settings = Set
     return mask
 
 
+def _errors(costs: Costs, prompt: int, masks: Mask) -> Floats:
+    """Error of masks (mask, step) on one of the prompts to plan with; without tracks by the mean costs."""
+    distinct, place = np.unique(masks, axis=0, return_inverse=True)
+    errors = np.array([costs.planned_error(prompt, mask[None]) for mask in distinct])
+    return errors[place.ravel()]
+
+
+def _means(errors: Floats, shares: Floats) -> Floats:
+    """As `geometric`, with the share that each prompt has in the mean: (..., prompt) of errors (prompt, threshold)."""
+    positive = (errors > 0).all(0)
+    return np.where(positive, np.exp(shares @ np.log(np.where(positive, errors, 1.0))), shares @ errors)
+
+
 @dataclass(frozen=True)
 class Calibration:
     """Thresholds that may be chosen, and what each gives on the prompts to plan with.
 
     Args:
-        changes: (prompt, transition)
-        costs: (row, before, last, step), mean over the prompts to plan with; by whole steps, so of one row.
+        changes: Of the prompts to plan with, (prompt, transition).
+        costs: By whole steps, so of one row.
     """
 
     changes: Floats
-    costs: Floats
+    costs: Costs
     settings: Settings
 
     @cached_property
@@ -136,24 +149,28 @@ class Calibration:
         return self._chosen(shares, lambda means: np.abs(means - share).argmin(-1))
 
     def for_error(self, error: float) -> Threshold:
-        """The largest threshold whose error, a mean over prompts and by the mean costs, is no larger."""
+        """The largest threshold whose error, a mean over prompts, is no larger; geometric where all err."""
         if not error >= 0:
             raise ValueError(f"error {error}: give 0 or more")
-        found = self._errors()
-        return self._chosen(found, lambda means: (means.shape[-1] - 1) - (means <= error)[..., ::-1].argmax(-1))
+        found = np.array([_errors(self.costs, place, masks) for place, masks in self._known])
+        last = len(self.thresholds) - 1
+        return self._chosen(found, lambda means: last - (means <= error)[..., ::-1].argmax(-1), _means)
 
-    def _errors(self) -> Floats:
-        """Error of each mask, (prompt, threshold)."""
-        flat = self.masks.reshape(-1, self.masks.shape[-1])
-        distinct, place = np.unique(flat, axis=0, return_inverse=True)
-        errors = np.array([error_of(self.costs, mask[None], [1]) for mask in distinct])
-        return errors[place.ravel()].reshape(self.masks.shape[:2])
+    def error_at(self, threshold: float) -> float:
+        """The error of one of the thresholds, a mean over prompts."""
+        place = int(np.flatnonzero(self.thresholds == threshold)[0])
+        return geometric(np.array([_errors(self.costs, n, masks[[place]])[0] for n, masks in self._known])).error
 
-    def _chosen(self, values: Floats, choose: Any) -> Threshold:
+    @property
+    def _known(self) -> list[tuple[int, Mask]]:
+        """The prompts whose error can be told, and their masks (threshold, step)."""
+        return list(enumerate(self.masks))[: len(self.costs.tracks) or None]
+
+    def _chosen(self, values: Floats, choose: Any, mean: Any = lambda values, shares: shares @ values) -> Threshold:
         """By means over prompts, and over prompts drawn anew for the interval."""
-        place = int(choose(values.mean(0)))
-        drawn = self.thresholds[choose(drawn_shares(len(values)) @ values)]
-        low, high = (float(end) for end in percentiles(drawn, len(values)))
+        num = len(values)
+        place = int(choose(mean(values, np.full(num, 1 / num))))
+        low, high = (float(e) for e in percentiles(self.thresholds[choose(mean(values, drawn_shares(num)))], num))
         return Threshold(float(self.thresholds[place]), low, high, float(self.masks[:, place].mean()))
 
 
@@ -163,8 +180,7 @@ def best_settings(
     """Which first and last steps to always compute, and how many to reuse in a row, for the least error at a share.
 
     Of the combinations of `FIRST`, `LAST` and `MOST` that come within half a step of the share on the prompts to plan
-    with, or else nearest to it, the one whose error there is least by the mean costs. What `policy_of` predicts is
-    from other prompts.
+    with, or else nearest to it, the one whose error there is least. What `policy_of` predicts is from other prompts.
 
     Raises:
         OutOfReachError, ValueError, IncompleteError: As `policy_of`.
@@ -175,11 +191,10 @@ def best_settings(
     tried = []
     for first, last, most in product(FIRST, LAST, MOST):
         settings = replace(start, first=first, last=last, most=most)
-        found = Calibration(changes, costs.planning, settings).for_share(share)
-        masks = simulated(changes, found.value, settings)
+        calibration = Calibration(changes, costs, settings)
+        found = calibration.for_share(share)
         off = max(abs(found.share - share) - 0.5 / costs.num_steps, 0.0)
-        error = np.mean([error_of(costs.planning, mask[None], [1]) for mask in masks])
-        tried.append((off, float(error), most, first, last, settings))
+        tried.append((off, calibration.error_at(found.value), most, first, last, settings))
     return min(tried, key=lambda one: one[:-1])[-1]
 
 
@@ -215,7 +230,7 @@ def policy_of(
     if fitted:
         settings = _fitted(trace, list(costs.planned_with), settings)
     changes = changes_of(trace, settings.signal)
-    calibration = Calibration(changes[list(costs.planned_with)], costs.planning, settings)
+    calibration = Calibration(changes[list(costs.planned_with)], costs, settings)
     found = calibration.for_share(share) if share is not None else calibration.for_error(error or 0.0)
     static = planner.with_share(found.share)
     predicted = _predicted(changes, costs, static, found, settings)
