@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from dit_analyzer.plans import magcache
 from dit_analyzer.plans.costs import Costs, Expected, error_of, expected
 from dit_analyzer.plans.course import OutOfReachError
+from dit_analyzer.plans.errors import PREDICTION
 from dit_analyzer.plans.optimise import TOTAL, Best, allotted, best_plans
 from dit_analyzer.plans.times import times_of
 
@@ -27,7 +28,13 @@ WORTH = 0.05
 
 DO_NOT = "do not cache"
 
+UNDONE = 0.5
+"""Steps are chosen as if an error of the prediction counted by 1 / level ** `UNDONE`: what goes wrong while there is
+much noise, the steps that follow partly undo; what goes wrong at the end stays. Tried on the bundled models
+(docs/plans.md)."""
+
 Mask = NDArray[np.bool_]
+Floats = NDArray[np.float64]
 
 
 @dataclass
@@ -38,6 +45,7 @@ class Planner:
         aim: One of `optimise.AIMS`.
         forced: Steps that are always computed, and why.
         asked: What the command asked for, to be told in the plan.
+        undone: Power of the level by which early errors of the prediction count less; 0 for none.
     """
 
     trace: Trace
@@ -45,9 +53,11 @@ class Planner:
     aim: str = TOTAL
     forced: dict[int, str] = field(default_factory=dict)
     asked: dict[str, Any] = field(default_factory=dict)
+    undone: float = UNDONE
 
     def __post_init__(self) -> None:
-        self._best = [best_plans(errors, sorted(self.forced), self.aim) for errors in self.costs.planning]
+        counted = self.costs.planning * self._counts
+        self._best = [best_plans(errors, sorted(self.forced), self.aim) for errors in counted]
         self._ratios = _ratios(self.trace, self.costs.num_steps)
 
     @property
@@ -85,11 +95,17 @@ class Planner:
 
     def cheapest_step(self) -> float:
         """What leaving out the one cheapest step costs; infinite if none may be."""
-        whole = [row[-2].label if len(row) > 1 and row[-2] else None for row in self._best]
-        if self.aim != TOTAL:
-            whole = [label[0] if label else None for label in whole]
-        known = [float(label) for label in whole if label is not None]
-        return float(np.average(known, weights=self.costs.weights)) if len(known) == len(whole) else float("inf")
+        rows = [row[-2] if len(row) > 1 else None for row in self._best]
+        known = [best.compute for best in rows if best is not None]
+        return self.costs.planning_error(np.array(known)) if len(known) == len(rows) else float("inf")
+
+    @property
+    def _counts(self) -> Floats:
+        """How much an error counts where steps are chosen, (step)."""
+        levels = np.abs(self.costs.course.levels)
+        if self.costs.signal != PREDICTION or self.costs.course.weights is None:
+            return np.ones(len(levels))
+        return np.maximum(levels / levels.max(), 1e-3) ** -self.undone
 
     # ------------------------------------------------------------------------
 
@@ -202,6 +218,7 @@ def _made(planner: Planner) -> dict[str, Any]:
         "trace_signature": planner.trace.run.signature,
         "signal": costs.signal,
         "aim": planner.aim,
+        "undone": planner.undone,
         "forced": {str(step): why for step, why in sorted(planner.forced.items())},
         "prompts": {"planned": len(costs.planned_with), "held_out": len(costs.held)},
         "seen": [text_hash(prompts[place].text) for place in (*costs.planned_with, *costs.held)],
