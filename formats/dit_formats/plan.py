@@ -168,7 +168,16 @@ def to_json(plan: Plan) -> str:
     data["rows"] = [
         {"name": row.name, "layers": row.layers, "compute": [int(c) for c in row.compute]} for row in plan.rows
     ]
-    return json.dumps(data, indent=1, ensure_ascii=False)
+    return json.dumps(_finite(data), indent=1, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity: null stands for both, as for the first sigma of a schedule without signal."""
+    if isinstance(value, dict):
+        return {name: _finite(one) for name, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 def read_plan(path: Path) -> Plan:
@@ -186,7 +195,7 @@ def read_plan(path: Path) -> Plan:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise PlanError(f"{path}: not JSON ({error}); dit-analyze plan TRACE writes plans") from None
-    if not isinstance(data, dict) or data.get("format") != FORMAT or not isinstance(data.get("version"), int):
+    if not isinstance(data, dict) or data.get("format") != FORMAT or type(data.get("version")) is not int:
         raise PlanError(f"{path}: no plan (its format is not {FORMAT}); dit-analyze plan TRACE writes one")
     if data["version"] > VERSION:
         raise PlanError(f"{path}: version {data['version']}, this version reads up to {VERSION}; upgrade ditscope")
@@ -194,27 +203,58 @@ def read_plan(path: Path) -> Plan:
         return from_data(data)
     except PlanError as error:
         raise PlanError(f"{path}: {error}; make it again with dit-analyze plan") from None
-    except (KeyError, TypeError, ValueError) as error:
-        raise PlanError(f"{path}: damaged ({type(error).__name__}: {error}); make it again") from None
+    except KeyError as error:
+        raise PlanError(f"{path}: damaged, it has no {error}; make it again with dit-analyze plan") from None
+    except OverflowError as error:
+        raise PlanError(f"{path}: damaged ({error}); make it again with dit-analyze plan") from None
 
 
 def from_data(data: dict[str, Any]) -> Plan:
     """The plan that this content of a file is."""
-    request = dict(data["request"])
+    request = dict(_typed(data["request"], dict, "request"))
     if set(request) != {one.name for one in fields(Request)}:
         raise PlanError(f"its request has other fields: {', '.join(sorted(request))}")
-    for name in ("timesteps", "sigmas"):
-        request[name] = tuple(float(x) for x in request[name])
-    rows = tuple(
-        Row(str(row["name"]), tuple(map(str, row["layers"])), tuple(map(bool, row["compute"]))) for row in data["rows"]
-    )
+    for name, value in request.items():
+        request[name] = _numbers(value, name) if name in ("timesteps", "sigmas") else _typed(value, OF[name], name)
+    for name in request["weights"].values():
+        _typed(name, str, "weights")
+    types = _typed(data["types"], dict, "types")
     return Plan(
         Request(**request),
-        data["granularity"],
-        data["predictor"],
-        tuple(float(x) for x in data["levels"]),
-        rows,
-        {str(name): str(kind) for name, kind in data["types"].items()},
-        dict(data["made"]),
-        dict(data["predicted"]),
+        _typed(data["granularity"], str, "granularity"),
+        _typed(data["predictor"], str, "predictor"),
+        _numbers(data["levels"], "levels"),
+        tuple(_row(_typed(row, dict, "rows")) for row in _typed(data["rows"], list, "rows")),
+        {name: _typed(kind, str, "types") for name, kind in types.items()},
+        _typed(data["made"], dict, "made"),
+        _typed(data["predicted"], dict, "predicted"),
     )
+
+
+OF: dict[str, Any] = {
+    **dict.fromkeys(("model", "pipeline", "transformer", "scheduler", "scheduler_sha256", "dtype"), str),
+    **{"weights": dict, "revision": (str, type(None)), "num_steps": int, "call": dict},
+}
+"""Types of the fields of a request that are no lists of numbers."""
+
+
+def _row(row: dict[str, Any]) -> Row:
+    layers, compute = (_typed(row[name], list, name) for name in ("layers", "compute"))
+    if any(isinstance(one, float) or one not in (0, 1) for one in compute):
+        raise PlanError("compute must be 0 or 1 for each step")
+    names = tuple(_typed(layer, str, "layers") for layer in layers)
+    return Row(_typed(row["name"], str, "name"), names, tuple(map(bool, compute)))
+
+
+def _typed(value: Any, kind: Any, name: str) -> Any:
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise PlanError(f"{name} is of another type ({type(value).__name__})")
+    return value
+
+
+def _numbers(values: Any, name: str) -> tuple[float, ...]:
+    """Numbers by step, NaN where they are null."""
+    found = _typed(values, list, name)
+    if any(isinstance(one, bool) or not isinstance(one, (int, float, type(None))) for one in found):
+        raise PlanError(f"{name} must be numbers")
+    return tuple(float("nan") if one is None else float(one) for one in found)
