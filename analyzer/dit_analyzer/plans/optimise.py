@@ -127,7 +127,26 @@ def allotted(rows: Sequence[Sequence[Best | None]], weights: Sequence[int], cell
     return _totals(rows, weights, cells) if aim == TOTAL else _largest(rows, weights, cells)
 
 
+def least_totals(rows: Sequence[Sequence[Best | None]], weights: Sequence[int], cells: int) -> Floats:
+    """The least total with 0, 1, ... `cells` computed cells; infinite where no numbers of steps come to that."""
+    return _tables(rows, weights, cells)[0]
+
+
 def _totals(rows: Sequence[Sequence[Best | None]], weights: Sequence[int], cells: int) -> list[int]:
+    best, choices = _tables(rows, weights, cells)
+    if best[cells] == np.inf:
+        raise ValueError(_impossible(cells))
+    found = []
+    for chosen, weight in zip(choices[::-1], weights[::-1]):
+        found.append(int(chosen[cells]))
+        cells -= found[-1] * weight
+    return found[::-1]
+
+
+def _tables(
+    rows: Sequence[Sequence[Best | None]], weights: Sequence[int], cells: int
+) -> tuple[Floats, list[NDArray[np.intp]]]:
+    """Least totals by number of cells, and the steps that each row then computes."""
     best = np.full(cells + 1, np.inf)
     best[0] = 0
     choices = []
@@ -142,7 +161,7 @@ def _totals(rows: Sequence[Sequence[Best | None]], weights: Sequence[int], cells
             following[taken:][better], chosen[taken:][better] = ways[better], steps
         best = following
         choices.append(chosen)
-    return _chosen(best[cells] < np.inf, choices, weights, cells)
+    return best, choices
 
 
 def _largest(rows: Sequence[Sequence[Best | None]], weights: Sequence[int], cells: int) -> list[int]:
@@ -190,16 +209,6 @@ def _comes_to(allowed: list[list[int]], weights: Sequence[int], cells: int) -> b
     for numbers, weight in zip(allowed, weights):
         sums = reduce(or_, (sums << n * weight for n in numbers), 0) & (2 << cells) - 1
     return bool(sums >> cells & 1)
-
-
-def _chosen(possible: bool, choices: list[NDArray[Any]], weights: Sequence[int], cells: int) -> list[int]:
-    if not possible:
-        raise ValueError(_impossible(cells))
-    found = []
-    for chosen, weight in zip(choices[::-1], weights[::-1]):
-        found.append(int(chosen[cells]))
-        cells -= found[-1] * weight
-    return found[::-1]
 
 
 def _impossible(cells: int) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
@@ -16,7 +18,7 @@ from numpy.typing import NDArray
 from dit_analyzer.plans import magcache
 from dit_analyzer.plans.costs import Costs, Expected, error_of, expected
 from dit_analyzer.plans.course import OutOfReachError
-from dit_analyzer.plans.optimise import TOTAL, Best, allotted, best_plans
+from dit_analyzer.plans.optimise import TOTAL, Best, allotted, best_plans, least_totals
 from dit_analyzer.plans.times import times_of
 
 SHARES = tuple(np.linspace(1.0, 0.2, 41).round(4).tolist())
@@ -72,8 +74,7 @@ class Planner:
 
     def with_error(self, error: float) -> Plan:
         """The plan with the fewest computed cells whose predicted error, on prompts it is made from, is no larger."""
-        unit = sum(self.costs.weights) if len(self.costs.rows) == 1 else min(self.costs.weights)
-        for cells in range(self.fewest, self.cells + 1, unit):
+        for cells in self._sizes(error):
             mask = self._mask(cells)
             if mask is not None and error_of(self.costs.planning, mask, self.costs.weights) <= error:
                 return self._plan(mask)
@@ -92,6 +93,14 @@ class Planner:
         return float(np.average(known, weights=self.costs.weights)) if len(known) == len(whole) else float("inf")
 
     # ------------------------------------------------------------------------
+
+    def _sizes(self, error: float) -> Iterable[int]:
+        """Numbers of cells, rising, among which is the fewest that keep to an error."""
+        weights = self.costs.weights
+        if self.aim != TOTAL:
+            return range(self.fewest, self.cells + 1, math.gcd(*weights))
+        least = least_totals(self._best, weights, self.cells) / sum(weights)
+        return np.flatnonzero(least <= error * (1 + 1e-9)).tolist()
 
     @staticmethod
     def _first(row: list[Best | None]) -> int:
