@@ -277,7 +277,10 @@ def _moved(question: Question, arrays: Arrays, row: int, cells: tuple[Cell, ...]
     latents = question.latents
     first = np.eye(question.num_branches)[0]
     end = np.abs(_values(question, arrays, row, latents, first)[:, -1])
-    size = np.average(end, weights=latents.weights) * sum(cell.weights.sum() for cell in cells)
+    there = np.isfinite(end)
+    if not there.any():
+        raise TraceError(f"{arrays.path}: no sampled latent is finite at the end; dit-analyze check tells more")
+    size = np.average(end[there], weights=latents.weights[there]) * sum(cell.weights.sum() for cell in cells)
     apart = 1 if question.branches is not None else question.num_branches
     return question.moved / max(size, 1e-30) / apart
 

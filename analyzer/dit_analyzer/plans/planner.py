@@ -84,13 +84,11 @@ class Planner:
         """A plan for every one of `SHARES`."""
         return [self.with_share(share) for share in SHARES]
 
-    def cheapest_step(self) -> float:
-        """What leaving out the one cheapest step costs; infinite if none may be."""
-        whole = [row[-2].label if len(row) > 1 and row[-2] else None for row in self._best]
-        if self.aim != TOTAL:
-            whole = [label[0] if label else None for label in whole]
-        known = [float(label) for label in whole if label is not None]
-        return float(np.average(known, weights=self.costs.weights)) if len(known) == len(whole) else float("inf")
+    def cheapest_step(self) -> float | None:
+        """What leaving out the one cheapest step costs, mean over layers; None if none may be left out."""
+        found = [row[-2] if row[1:] else None for row in self._best]
+        costs = [np.sum(best.label) for best in found if best is not None]
+        return float(np.average(costs, weights=self.costs.weights)) if len(costs) == len(found) else None
 
     # ------------------------------------------------------------------------
 
@@ -131,8 +129,8 @@ class Planner:
         types = {layer.name: layer.type for layer in self.trace.layers if layer.name in kept}
         predicted = _told(expected(costs, mask)) | times_of(self.trace, costs, mask)
         predicted["planning_error"] = error_of(costs.planning, mask, costs.weights)
-        predicted["cheapest_step"] = self.cheapest_step()
-        predicted["verdict"] = DO_NOT if predicted["cheapest_step"] > WORTH else "cache"
+        cheapest = predicted["cheapest_step"] = self.cheapest_step()
+        predicted["verdict"] = "cache" if cheapest is not None and cheapest <= WORTH else DO_NOT
         levels = tuple(costs.course.levels.tolist())
         made = _made(self) | {"asked": self.asked}
         if found := self._ratios and _mag_cache(self._ratios, 1 - float(mask.mean())):

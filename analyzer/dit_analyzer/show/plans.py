@@ -47,8 +47,13 @@ def lines_of(plan: Plan) -> Iterator[str]:
         now, before = predicted["seconds"], predicted["seconds_uncached"]
         yield f"time at best {now * 1e3:.0f} ms of {before * 1e3:.0f} ms, {before / max(now, 1e-9):.2f} times as fast"
     if predicted["verdict"] != "cache":
-        cost = predicted["cheapest_step"]
-        yield f"verdict: do not cache; leaving out the one cheapest step already costs {cost:.1%}"
+        yield f"verdict: do not cache; {_why_not(predicted['cheapest_step'])}"
+
+
+def _why_not(cheapest: float | None) -> str:
+    if cheapest is None:
+        return "no step may be left out"
+    return f"leaving out the one cheapest step already costs {cheapest:.1%}"
 
 
 def _what(plan: Plan) -> str:

@@ -62,7 +62,8 @@ def rank_of(outcomes: Sequence[Outcome]) -> tuple[float, int] | None:
     """Rank correlation of predicted and measured errors over distinct plans that leave something out."""
     distinct = {}
     for one in outcomes:
-        if one.schedule.plan is not None and not one.schedule.plan.mask.all():
+        plan = one.schedule.plan
+        if plan is not None and not plan.mask.all() and plan.predicted.get("error") is not None:
             distinct[one.schedule.plan.mask.tobytes()] = one
     if len(distinct) < FEWEST:
         return None
@@ -125,8 +126,10 @@ def _ours(outcomes: Sequence[Outcome]) -> Outcome | None:
 
 
 def _cheapest(plan: Plan) -> str:
-    cost = plan.predicted["cheapest_step"]
-    return f"leaving out the one cheapest of {plan.request.num_steps} steps already costs {cost:.1%} of the latents"
+    cost = plan.predicted.get("cheapest_step")
+    if cost is None:
+        return "no step may be left out"
+    return f"leaving out the one cheapest of {plan.request.num_steps} steps already costs {cost:.1%}"
 
 
 def draw_quality(outcomes: Sequence[Outcome], path: Path, title: str) -> None:
