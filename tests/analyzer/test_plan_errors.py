@@ -17,33 +17,9 @@ from dit_formats.reader import Trace, open_trace
 from dit_formats.schema import STACK, Layer, Shard
 from dit_formats.writer import write_shard
 
-FLOW = {"class": "FlowMatchEulerDiscreteScheduler", "config": {}}
-CALL = {"guidance_scale": 3.0, "num_inference_steps": 5}
-
 
 def variance_preserving(prediction_type: str) -> dict[str, Any]:
     return {"class": "DDIMScheduler", "config": {"prediction_type": prediction_type}}
-
-
-@pytest.fixture
-def traced(tmp_path: Path, shard: Callable[..., Shard], states: Callable[..., Shard]) -> Callable[..., Trace]:
-    """Writes and opens a trace of made-up shards, each changed in some way, with states where they are asked for."""
-
-    def made(
-        prompts: int = 1,
-        change: Callable[[Shard], Shard] = lambda one: one,
-        stack: bool = True,
-        num_steps: int = 5,
-        **settings: Any,
-    ) -> Trace:
-        folder = tmp_path / f"{len(list(tmp_path.iterdir()))}.trace"
-        folder.mkdir()
-        for index in range(prompts):
-            one = shard(index, steps=num_steps, **{"scheduler": FLOW, "call": CALL} | settings)
-            write_shard(folder, change(states(one) if stack else one))
-        return open_trace(folder)
-
-    return made
 
 
 def joint(one: Shard) -> Shard:
@@ -230,13 +206,13 @@ def test_a_trace_without_stack_is_planned_by_outputs(traced: Callable[..., Trace
 
 
 def test_a_trace_of_statistics_alone_is_refused(tmp_path: Path, shard: Callable[..., Shard]) -> None:
-    write_shard(tmp_path, shard(positions=0, scheduler=FLOW))
+    write_shard(tmp_path, shard(positions=0, scheduler={}))
     with open_trace(tmp_path) as trace, pytest.raises(IncompleteError, match="without --stats-only"):
         costs_of(trace)
 
 
 def test_a_run_of_one_step_is_refused(tmp_path: Path, shard: Callable[..., Shard]) -> None:
-    write_shard(tmp_path, shard(steps=1, scheduler=FLOW))
+    write_shard(tmp_path, shard(steps=1, scheduler={}))
     with (
         open_trace(tmp_path) as trace,
         pytest.raises(OutOfReachError, match="one step, and nothing before it to reuse"),

@@ -64,7 +64,7 @@ class Planner:
 
     def with_share(self, share: float) -> Plan:
         """The best plan that computes this share of the cells, or the nearest share that can be."""
-        return self._nearest(round(share * self.cells))
+        return self._nearest(round(share * self.cells, 6))
 
     def with_steps(self, steps: int) -> Plan:
         """The best plan with as many computed cells as `steps` whole steps have."""
@@ -104,14 +104,13 @@ class Planner:
     def _first(row: list[Best | None]) -> int:
         return next(number for number, best in enumerate(row, 1) if best)
 
-    def _nearest(self, cells: int) -> Plan:
-        cells = min(max(cells, self.fewest), self.cells)
-        for off in range(sum(self.costs.weights) + 1):
-            for near in (cells + off, cells - off):
-                mask = self._mask(near) if self.fewest <= near <= self.cells else None
-                if mask is not None:
-                    return self._plan(mask)
-        raise OutOfReachError(f"no plan computes about {cells} of {self.cells} cells with these steps forced")
+    def _nearest(self, cells: float) -> Plan:
+        """The plan whose computed cells are nearest to a number, the larger of two that are as near."""
+        for near in sorted(range(self.fewest, self.cells + 1), key=lambda near: (abs(near - cells), -near)):
+            mask = self._mask(near)
+            if mask is not None:
+                return self._plan(mask)
+        raise OutOfReachError("no plan is possible with these steps forced")
 
     def _mask(self, cells: int) -> Mask | None:
         """Whether computed, (row, step); None where no plan has exactly so many cells."""
