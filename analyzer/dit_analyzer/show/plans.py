@@ -10,8 +10,11 @@ import numpy as np
 from dit_formats.console import harmless, plural
 from dit_formats.plan import GRID, LAYERS, STEPS, Plan
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from dit_analyzer.show.figures import STYLE
+
+PERCENT = FuncFormatter(lambda value, _: f"{100 * value:g} %")
 
 FEW = 10
 """Prompts below which a held-out error says little."""
@@ -25,6 +28,11 @@ COLUMNS = ("computed", "steps", "left out", "predicted error", "95 % interval", 
 MEANT = {
     "prediction": "relative L1 of the final latents, if errors of single steps add up",
     "outputs": "relative L1 of the layers' outputs, mean over steps and layers",
+}
+
+AXIS = {
+    "prediction": "predicted error of the final latents",
+    "outputs": "predicted error of the layers' outputs",
 }
 
 
@@ -148,9 +156,10 @@ def draw_curve(plans: Sequence[Plan]) -> Figure:
         axes = figure.add_subplot()
         axes.fill_between(shares[shown], low[shown], high[shown], alpha=0.2, linewidth=0, label="95 % over prompts")
         axes.plot(shares[shown], error[shown], "o-", markersize=3, label="held-out prompts")
-        axes.set(
-            yscale="log", xlabel="computed share of evaluations", ylabel=f"predicted error\n({plans[0].made['signal']})"
-        )
+        axes.set(yscale="log", xlabel="computed share of evaluations", ylabel=AXIS[plans[0].made["signal"]])
+        for side in (axes.xaxis, axes.yaxis):
+            side.set_major_formatter(PERCENT)
+            side.set_minor_formatter(NullFormatter())
         axes.set_xlim(1.02, min(shares) - 0.02)
         axes.grid(alpha=0.3, which="both")
         axes.legend(frameon=False)

@@ -159,7 +159,8 @@ def _tell(ask: Ask, plan: Plan, tasks: list[Task], outcomes: list[Outcome], reas
         ask.output.mkdir(parents=True, exist_ok=True)
         with published(ask.output / FILES[0], replace=ask.force) as file:
             file.write(json.dumps(data, indent=1).encode())
-        report.draw_quality(outcomes, ask.output / FILES[1], f"{ask.model.name}: {plural(len(tasks), 'prompt')}")
+        told_above = f"{ask.model.name}, {plural(plan.request.num_steps, 'step')}: {plural(len(tasks), 'prompt')}"
+        report.draw_quality(outcomes, ask.output / FILES[1], told_above + (", 95 % intervals" if tasks[1:] else ""))
         report.draw_samples(outcomes, [task.text for task in tasks], ask.output / FILES[2])
     where = f"look at {ask.output}" if ask.output else f"dit-trace replay {ask.plans[0]} -n 32 -o replay"
     click.echo(f"next: {where}", err=True)

@@ -173,7 +173,9 @@ def draw_samples(outcomes: Sequence[Outcome], texts: Sequence[str], path: Path, 
 
     shown = list(outcomes)[:most]
     columns = len(shown[0].pictures)
-    figure = Figure(figsize=(1.7 * columns + 1.6, 1.35 * len(shown) + 0.5), layout="constrained")
+    height, width = shown[0].pictures[0].shape[1:3]
+    wide = min(max(1.4 * width / height, 0.9), 3.0)  # inches; titles need some
+    figure = Figure(figsize=(wide * columns + 1.6, wide * height / width * len(shown) + 0.6), layout="constrained")
     grid = figure.subplots(len(shown), columns, squeeze=False)
     for row, one in zip(grid, shown):
         for axes, pictures in zip(row, one.pictures):
