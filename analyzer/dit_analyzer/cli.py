@@ -359,11 +359,7 @@ def plan(
     from dit_analyzer.plans import command
     from dit_analyzer.plans.asked import Asked
 
-    sizes = [name for name in ("budget", "reuse", "error") if options[name] is not None]
-    if len(sizes) + (sigmas is not None) + curve > 1:
-        raise click.UsageError("--budget, --reuse, --error, --sigmas and --curve: give one of them")
-    if policy and (options["targets"] or curve or sigmas or options["granularity"] != "step"):
-        raise click.UsageError("--policy decides for whole steps while it runs; give it without --to, --curve, --per")
+    _refuse_contradictions(sigmas, curve, policy, output, options)
     if sigmas is not None:
         options |= {"budget": sigmas, "granularity": "grid"}
     asked = Asked(**options, compute=_numbers(compute))
@@ -376,6 +372,25 @@ def plan(
         else:
             file = output or Path(f"{_stem((trace,))}.plan.json")
             command.one(opened, asked, file, monotone=monotone, **told)
+
+
+def _refuse_contradictions(
+    sigmas: int | None, curve: bool, policy: str | None, output: Path | None, options: dict[str, Any]
+) -> None:
+    """Refuse options of `plan` of which one would be ignored."""
+    sizes = [name for name in ("budget", "reuse", "error") if options[name] is not None]
+    if len(sizes) + (sigmas is not None) + curve > 1:
+        raise click.UsageError("--budget, --reuse, --error, --sigmas and --curve: give one of them")
+    if policy and (options["targets"] or curve or sigmas or options["granularity"] != "step"):
+        raise click.UsageError("--policy decides for whole steps while it runs; give it without --to, --curve, --per")
+    if options["signal"] == "prediction" and options["granularity"] != "step":
+        raise click.UsageError("--signal prediction is of whole steps; layers and types are planned by their outputs")
+    if curve and options["targets"]:
+        raise click.UsageError("--curve writes 41 plans and no exports; give --to with the plan that you choose")
+    if sigmas is not None and (options["granularity"] != "step" or options["predictor"]):
+        raise click.UsageError("--sigmas chooses steps as wholes, and its solver predicts: no --per, no --predictor")
+    if output is not None and not curve and output.suffix != ".json":
+        raise click.UsageError(f"-o {output}: a plan is a file whose name ends in .json")
 
 
 def _numbers(text: str) -> tuple[int, ...]:

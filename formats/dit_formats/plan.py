@@ -167,7 +167,12 @@ def write_plan(path: Path, plan: Plan, *, force: bool = False) -> None:
 
 def to_json(plan: Plan) -> str:
     """The content of the file."""
-    return json.dumps(to_data(plan), indent=1, ensure_ascii=False)
+    return as_text(to_data(plan))
+
+
+def as_text(data: dict[str, Any]) -> str:
+    """JSON, with null for what is not finite."""
+    return json.dumps(_finite(data), indent=1, allow_nan=False)
 
 
 def to_data(plan: Plan) -> dict[str, Any]:
@@ -177,6 +182,15 @@ def to_data(plan: Plan) -> dict[str, Any]:
         {"name": row.name, "layers": row.layers, "compute": [int(c) for c in row.compute]} for row in plan.rows
     ]
     return data
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity: null stands for both, as for the first sigma of a schedule without signal."""
+    if isinstance(value, dict):
+        return {name: _finite(one) for name, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 def read_plan(path: Path) -> Plan:
@@ -192,7 +206,7 @@ def read_plan(path: Path) -> Plan:
 def parsed(path: Path, name: str, version: int, made: Callable[[dict[str, Any]], Made]) -> Made:
     """What is made of the content of a file, if its format has this name and its version is no newer."""
     data = content(path)
-    if data.get("format") != name or not isinstance(data.get("version"), int):
+    if data.get("format") != name or type(data.get("version")) is not int:
         raise PlanError(f"{path}: no plan (its format is not {name}); dit-analyze plan TRACE writes one")
     if data["version"] > version:
         raise PlanError(f"{path}: version {data['version']}, this version reads up to {version}; upgrade ditscope")
@@ -200,8 +214,10 @@ def parsed(path: Path, name: str, version: int, made: Callable[[dict[str, Any]],
         return made(data)
     except PlanError as error:
         raise PlanError(f"{path}: {error}; make it again with dit-analyze plan") from None
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise PlanError(f"{path}: damaged ({type(error).__name__}: {error}); make it again") from None
+    except KeyError as error:
+        raise PlanError(f"{path}: damaged, it has no {error}; make it again with dit-analyze plan") from None
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise PlanError(f"{path}: damaged ({error}); make it again with dit-analyze plan") from None
 
 
 def content(path: Path) -> dict[str, Any]:
@@ -224,28 +240,57 @@ def content(path: Path) -> dict[str, Any]:
     return data
 
 
-def request_from(data: dict[str, Any]) -> Request:
+def request_from(data: Any) -> Request:
     """The request that this part of a file's content is."""
-    request = dict(data)
+    request = dict(_typed(data, dict, "request"))
     if set(request) != {one.name for one in fields(Request)}:
         raise PlanError(f"its request has other fields: {', '.join(sorted(request))}")
-    for name in ("timesteps", "sigmas"):
-        request[name] = tuple(float(x) for x in request[name])
+    for name, value in request.items():
+        request[name] = numbers(value, name) if name in ("timesteps", "sigmas") else _typed(value, OF[name], name)
+    for name in request["weights"].values():
+        _typed(name, str, "weights")
     return Request(**request)
 
 
 def from_data(data: dict[str, Any]) -> Plan:
     """The plan that this content of a file is."""
-    rows = tuple(
-        Row(str(row["name"]), tuple(map(str, row["layers"])), tuple(map(bool, row["compute"]))) for row in data["rows"]
-    )
+    types = _typed(data["types"], dict, "types")
     return Plan(
         request_from(data["request"]),
-        data["granularity"],
-        data["predictor"],
-        tuple(float(x) for x in data["levels"]),
-        rows,
-        {str(name): str(kind) for name, kind in data["types"].items()},
-        dict(data["made"]),
-        dict(data["predicted"]),
+        _typed(data["granularity"], str, "granularity"),
+        _typed(data["predictor"], str, "predictor"),
+        numbers(data["levels"], "levels"),
+        tuple(_row(_typed(row, dict, "rows")) for row in _typed(data["rows"], list, "rows")),
+        {name: _typed(kind, str, "types") for name, kind in types.items()},
+        _typed(data["made"], dict, "made"),
+        _typed(data["predicted"], dict, "predicted"),
     )
+
+
+OF: dict[str, Any] = {
+    **dict.fromkeys(("model", "pipeline", "transformer", "scheduler", "scheduler_sha256", "dtype"), str),
+    **{"weights": dict, "revision": (str, type(None)), "num_steps": int, "call": dict},
+}
+"""Types of the fields of a request that are no lists of numbers."""
+
+
+def _row(row: dict[str, Any]) -> Row:
+    layers, compute = (_typed(row[name], list, name) for name in ("layers", "compute"))
+    if any(isinstance(one, float) or one not in (0, 1) for one in compute):
+        raise PlanError("compute must be 0 or 1 for each step")
+    names = tuple(_typed(layer, str, "layers") for layer in layers)
+    return Row(_typed(row["name"], str, "name"), names, tuple(map(bool, compute)))
+
+
+def _typed(value: Any, kind: Any, name: str) -> Any:
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise PlanError(f"{name} is of another type ({type(value).__name__})")
+    return value
+
+
+def numbers(values: Any, name: str) -> tuple[float, ...]:
+    """Numbers by step, NaN where they are null."""
+    found = _typed(values, list, name)
+    if any(isinstance(one, bool) or not isinstance(one, (int, float, type(None))) for one in found):
+        raise PlanError(f"{name} must be numbers")
+    return tuple(float("nan") if one is None else float(one) for one in found)

@@ -12,7 +12,6 @@ counts; a pipeline with a call for each half decides in the first, and the other
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -132,7 +131,7 @@ def to_json(policy: Policy) -> str:
     static = plans.to_data(policy.static)
     own = {name: value for name, value in vars(policy).items() if name not in ("request", "static")}
     data = {"format": FORMAT, "version": VERSION, "request": static["request"], **own, "static": static}
-    return json.dumps(data, indent=1, ensure_ascii=False)
+    return plans.as_text(data)
 
 
 def read_policy(path: Path) -> Policy:
@@ -162,9 +161,9 @@ def from_data(data: dict[str, Any]) -> Policy:
         plans.request_from(data["request"]),
         data["signal"],
         float(data["threshold"]),
-        tuple(float(x) for x in data["coefficients"]),
+        plans.numbers(data["coefficients"], "coefficients"),
         data["predictor"],
-        tuple(float(x) for x in data["levels"]),
+        plans.numbers(data["levels"], "levels"),
         data["most"],
         data["first"],
         data["last"],

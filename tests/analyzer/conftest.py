@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from dit_formats.reader import Trace, open_trace
 from dit_formats.schema import STACK, Shard, StreamData
+from dit_formats.writer import write_shard
 
 SITES = ("model_input", "input", "modulated", "first", "middle", "last", "residual", "prediction")
 TOKENS, CHANNELS = 4, 3
+
+FLOW = {"class": "FlowMatchEulerDiscreteScheduler", "config": {}}
+CALL = {"guidance_scale": 3.0, "num_inference_steps": 5}
 
 
 def with_states(shard: Shard, states: np.ndarray | None = None, sites: tuple[str, ...] = SITES) -> Shard:
@@ -48,3 +55,24 @@ def with_states(shard: Shard, states: np.ndarray | None = None, sites: tuple[str
 @pytest.fixture
 def states() -> Callable[..., Shard]:
     return with_states
+
+
+@pytest.fixture
+def traced(tmp_path: Path, shard: Callable[..., Shard], states: Callable[..., Shard]) -> Callable[..., Trace]:
+    """Writes and opens a trace of made-up shards, each changed in some way, with states where they are asked for."""
+
+    def made(
+        prompts: int = 1,
+        change: Callable[[Shard], Shard] = lambda one: one,
+        stack: bool = True,
+        num_steps: int = 5,
+        **settings: Any,
+    ) -> Trace:
+        folder = tmp_path / f"{len(list(tmp_path.iterdir()))}.trace"
+        folder.mkdir()
+        for index in range(prompts):
+            one = shard(index, steps=num_steps, **{"scheduler": FLOW, "call": CALL} | settings)
+            write_shard(folder, change(states(one) if stack else one))
+        return open_trace(folder)
+
+    return made

@@ -334,7 +334,14 @@ def replay(plans: tuple[Path, ...], weights: str | None, **options: Any) -> int:
     others = [str(path) for path in plans if path.suffix != ".json"]
     if not files or len(others) > 1:
         raise click.UsageError("give plans, which end in .json, and at most one model")
-    model = find(others[0] if others else read_either(files[0]).request.model)
+    name = others[0] if others else read_either(files[0]).request.model
+    try:
+        model = find(name)
+    except LookupError as error:
+        if others:
+            raise
+        more = f"give its folder or repository too: dit-trace replay {files[0]} MODEL"
+        raise LookupError(f"{files[0]}: the plan is of {name!r}, which is no name to load it by; {more}") from error
     model = replace(model, source=weights) if weights else model
     try:
         import skimage  # noqa: F401  # before a model is loaded

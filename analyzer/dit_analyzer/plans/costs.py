@@ -11,7 +11,7 @@ from dit_formats.reader import Trace
 from numpy.typing import NDArray
 from scipy.special import stdtrit
 
-from dit_analyzer.plans.course import Course, course_of
+from dit_analyzer.plans.course import Course, OutOfReachError, course_of
 from dit_analyzer.plans.errors import OUTPUTS, PREDICTION, Errors, errors_of, has_prediction
 from dit_analyzer.plans.tracks import Track
 
@@ -119,6 +119,8 @@ def costs_of(
         raise ValueError("the prediction is of whole steps; plan layers and types by their outputs")
     course = course_of(trace, steps)
     errors = errors_of(trace, course, signal, predictor)
+    if not whole and len(set(errors.question.networks)) > 1:
+        raise OutOfReachError("several networks take turns, and their layers run in some steps alone; plan whole steps")
     rows = _rows(errors, trace, granularity)
     planned, held = split(len(trace.prompts))
     planning = sum(_grouped(found, rows) for _, found in errors.of_prompts(planned, dask)) / len(planned)

@@ -36,7 +36,8 @@ class Course:
             of a variance-preserving schedule, the number of the step where sigma is not known.
         weights: How far an error of the prediction moves the latents, (step); None where that is not known.
         timesteps, sigmas: Before each step.
-        places: Where each step lies among the recorded ones, (step): 3.5 is halfway from step 3 to step 4.
+        places: Where each step lies among the recorded ones, (step): 3.5 is halfway from step 3 to step 4. With
+            more steps than recorded, the last lies up to half a step beyond the last recorded one.
     """
 
     levels: Floats
@@ -57,25 +58,29 @@ def course_of(trace: Trace, steps: int | None = None) -> Course:
         OutOfReachError: So many steps, or so few, are beyond what the trace supports.
     """
     flow, parametrisation = _schedule(trace)
+    recorded = np.arange(trace.num_steps + 1.0)  # the end of the last step closes the course, for steps beyond the last
     places = _places(trace.num_steps, steps or trace.num_steps)
     angle = trace.sigmas if flow else np.arctan(trace.sigmas)
-    known = len(set(np.sign(np.diff(angle)))) == 1 and np.isfinite(angle).all()
-    levels = np.interp(places, np.arange(trace.num_steps), angle if known else np.arange(trace.num_steps))
+    known = np.isfinite(angle).all() and (np.diff(angle) < 0).all() and angle[-1] > 0
+    levels = np.interp(places, recorded, np.append(angle, 0.0)) if known else places.copy()
     weights = _weights(levels, flow, parametrisation) if known else None
-    sigmas = (levels if flow else np.tan(levels)) if known else np.interp(places, range(trace.num_steps), trace.sigmas)
-    if steps in (None, trace.num_steps):
-        sigmas = trace.sigmas
-    timesteps = np.interp(places, np.arange(trace.num_steps), trace.timesteps)
+    sigmas = levels if flow else np.tan(levels)
+    if not known or steps in (None, trace.num_steps):
+        sigmas = np.interp(places, recorded[:-1], trace.sigmas)
+    timesteps = np.interp(places, recorded, np.append(trace.timesteps, 0.0))
     return Course(levels, weights, timesteps, sigmas, places)
 
 
 def _places(recorded: int, steps: int) -> Floats:
+    """Where each step lies among the recorded ones, up to the end of the last."""
+    if recorded < 2:
+        raise OutOfReachError("the trace has one step, and nothing before it to reuse; do not cache this run")
     if not recorded / MOST_STRETCH <= steps <= recorded * MOST_STRETCH or steps < 2:
         raise OutOfReachError(
             f"{steps} steps from a trace of {recorded}: it supports {max(2, -(-recorded // 2))} to {2 * recorded}; "
             f"trace the model with --steps {steps}"
         )
-    return np.minimum(np.arange(steps) * recorded / steps, recorded - 1)
+    return np.arange(steps) * recorded / steps
 
 
 def _schedule(trace: Trace) -> tuple[bool, str]:

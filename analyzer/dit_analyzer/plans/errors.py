@@ -22,11 +22,12 @@ from typing import Any
 
 import numpy as np
 from dit_formats.arrays import Arrays
-from dit_formats.errors import IncompleteError
+from dit_formats.errors import IncompleteError, TraceError
 from dit_formats.plan import LINEAR
 from dit_formats.reader import Trace
 from dit_formats.schema import STACK
 from numpy.typing import NDArray
+from scipy.interpolate import make_interp_spline
 
 from dit_analyzer.mapping import mapped
 from dit_analyzer.plans.course import Course
@@ -54,6 +55,7 @@ class Cell:
         stream, kind, layer: Name, and places along the axes.
         positions: Places of the positions that are used.
         weights: Of these positions; they sum to the number of elements.
+        runs: Whether it was recorded, (branch, step).
     """
 
     stream: str
@@ -61,6 +63,7 @@ class Cell:
     layer: int
     positions: NDArray[np.intp]
     weights: Floats
+    runs: NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,7 @@ class Question:
     Args:
         rows: The activations that make up each row.
         branches: Weight of each guidance branch in the sum that counts; None where each counts apart.
+        networks: Which networks are at work, as a number, (step): what one returned does not stand in for another.
         moved: How far an error moves the latents, (step), with `latents` the activation that tells their size; None
             for errors relative to the row itself.
     """
@@ -80,6 +84,7 @@ class Question:
     linear: bool
     levels: Floats
     places: Floats
+    networks: NDArray[np.intp]
     moved: Floats | None
     latents: Cell | None
 
@@ -130,9 +135,8 @@ def has_prediction(trace: Trace) -> bool:
 
 
 def _outputs(trace: Trace, course: Course, linear: bool) -> Errors:
-    layers = [(place, layer) for place, layer in enumerate(trace.layers)]
     rows = []
-    for place, layer in layers:
+    for place, layer in enumerate(trace.layers):
         kind = "f" if layer.type == "ff" else "a"
         cells = [
             _cell(trace, s, trace.kinds(s).index(kind), place, linear) for s in trace.streams if kind in trace.kinds(s)
@@ -141,12 +145,13 @@ def _outputs(trace: Trace, course: Course, linear: bool) -> Errors:
     kept = [(layer, cells) for layer, cells in rows if cells]
     if not kept:
         raise IncompleteError(
-            f"{trace.path}: holds no samples of outputs, which are what a plan reuses; trace with --kinds k,v,a,f"
+            f"{trace.path}: holds no samples of outputs, which are what a plan reuses; trace with --kinds k,v,a,f and "
+            "without --stats-only"
         )
-    streams = [stream for stream in trace.streams]
+    streams = trace.streams
     question = Question(
         tuple(cells for _, cells in kept), len(trace.branches(streams[0])), None, linear, course.levels, course.places,
-        None, None,
+        _networks(trace, course.places), None, None,
     )  # fmt: skip
     return Errors(question, tuple(layer.name for layer, _ in kept), tuple(layer.type for layer, _ in kept), trace)
 
@@ -162,7 +167,7 @@ def _prediction(trace: Trace, course: Course, linear: bool) -> Errors:
         raise IncompleteError(f"{trace.path}: holds no samples of the prediction; trace without --stats-only")
     question = Question(
         ((cell,),), len(trace.branches(STACK)), _guidance(trace), linear, course.levels, course.places,
-        course.weights, latents,
+        _networks(trace, course.places), course.weights, latents,
     )  # fmt: skip
     return Errors(question, ("all",), ("all",), trace)
 
@@ -178,7 +183,16 @@ def _cell(trace: Trace, stream: str, kind: int, layer: int, linear: bool, channe
     size = float(
         trace.geometry(stream, "num_tokens")[kind, layer] * trace.geometry(stream, "num_channels")[kind, layer]
     )
-    return Cell(stream, kind, layer, there, weight[there] * size / weight[there].sum())
+    runs = trace.geometry(stream, "recorded")[:, kind, layer].astype(bool)
+    return Cell(stream, kind, layer, there, weight[there] * size / weight[there].sum(), runs)
+
+
+def _networks(trace: Trace, places: Floats) -> NDArray[np.intp]:
+    """Which networks are at work, as a number, (step)."""
+    at_work = sum(trace.geometry(stream, "recorded").sum((0, 1), dtype=int) for stream in trace.streams) > 0
+    names = [layer.name.split(".")[0] for layer in trace.layers]
+    of_network = np.array([at_work[[one == name for one in names]].any(0) for name in dict.fromkeys(names)])
+    return np.unique(of_network[:, _nearest(places, trace.num_steps)], axis=1, return_inverse=True)[1].reshape(-1)
 
 
 def _guidance(trace: Trace) -> Floats | None:
@@ -212,8 +226,11 @@ def errors_of_prompt(question: Question, part: tuple[Path, int]) -> Floats:
     with Arrays(path) as arrays:
         for place, cells in enumerate(question.rows):
             scale = _moved(question, arrays, row, cells)
-            for tracks in _tracks(question, arrays, row, cells):
-                result[place] += _of_tracks(tracks, question, scale)
+            for tracks, runs in _tracks(question, arrays, row, cells):
+                try:
+                    result[place] += _of_tracks(tracks, runs, question, scale)
+                except NotFiniteError as error:
+                    raise TraceError(f"{path}: {error}; dit-analyze check tells more") from None
     return result
 
 
@@ -229,17 +246,19 @@ def track_of_prompt(question: Question, part: tuple[Path, int]) -> Track:
     return Track((cell.weights[used] / size).astype("f4"), values[used].astype("f4"), question.moved)
 
 
+class NotFiniteError(ValueError):
+    """Samples that should be numbers are not."""
+
+
 def _tracks(
     question: Question, arrays: Arrays, row: int, cells: tuple[Cell, ...]
-) -> Iterator[list[tuple[Floats, Floats]]]:
-    """What counts together: weights and values (position, step) of each activation."""
-    together = question.branches is not None
-    if together:
-        yield [(cell.weights, _values(question, arrays, row, cell, question.branches)) for cell in cells]
-        return
-    for branch in range(question.num_branches):
-        alone = np.eye(question.num_branches)[branch]
-        yield [(cell.weights, _values(question, arrays, row, cell, alone)) for cell in cells]
+) -> Iterator[tuple[list[tuple[Floats, Floats]], NDArray[np.bool_]]]:
+    """What counts together: weights and values (position, step) of each activation, and the steps that have any."""
+    alone = list(np.eye(question.num_branches))
+    for branches in alone if question.branches is None else [question.branches]:
+        values = [(cell.weights, _values(question, arrays, row, cell, branches)) for cell in cells]
+        runs = np.any([cell.runs[branches != 0].any(0) for cell in cells], axis=0)
+        yield values, runs[_nearest(question.places, len(runs))]
 
 
 def _values(question: Question, arrays: Arrays, row: int, cell: Cell, branches: Floats) -> Floats:
@@ -252,11 +271,25 @@ def _values(question: Question, arrays: Arrays, row: int, cell: Cell, branches: 
     return _resampled(np.asarray(values), question.places)
 
 
+def _nearest(places: Floats, recorded: int) -> NDArray[np.intp]:
+    """The recorded step next to each place."""
+    return np.minimum((places + 0.5).astype(int), recorded - 1)
+
+
 def _resampled(values: Floats, places: Floats) -> Floats:
-    """Values at places between the recorded steps, on straight lines."""
-    before = np.minimum(places.astype(int), values.shape[1] - 1)
-    after, part = np.minimum(before + 1, values.shape[1] - 1), places - before
-    return values[:, before] if not part.any() else values[:, before] * (1 - part) + values[:, after] * part
+    """Values at places between the recorded steps, on cubic splines.
+
+    On straight lines a linear prediction between two recorded steps would seem to cost nothing.
+    """
+    nearest = _nearest(places, values.shape[1])
+    if not (places % 1).any():
+        return values[:, nearest]
+    result, steps = values[:, nearest].copy(), np.flatnonzero(np.isfinite(values).any(0))
+    known, runs = np.isfinite(values[:, steps]).all(1), np.isin(nearest, steps)
+    if len(steps) > 1 and known.any():
+        spline = make_interp_spline(steps, values[known][:, steps], k=min(len(steps) - 1, 3), axis=1)
+        result[np.ix_(known, runs)] = spline(places[runs])
+    return result
 
 
 def _moved(question: Question, arrays: Arrays, row: int, cells: tuple[Cell, ...]) -> Floats | None:
@@ -272,38 +305,42 @@ def _size(question: Question, arrays: Arrays, row: int, cells: tuple[Cell, ...])
     latents = question.latents
     assert latents is not None
     end = np.abs(_values(question, arrays, row, latents, np.eye(question.num_branches)[0])[:, -1])
-    size = np.average(end, weights=latents.weights) * sum(cell.weights.sum() for cell in cells)
+    there = np.isfinite(end)
+    if not there.any():
+        raise TraceError(f"{arrays.path}: no sampled latent is finite at the end; dit-analyze check tells more")
+    size = np.average(end[there], weights=latents.weights[there]) * sum(cell.weights.sum() for cell in cells)
     return max(float(size), 1e-30)
 
 
-def _of_tracks(tracks: list[tuple[Floats, Floats]], question: Question, scale: Floats | None) -> Floats:
-    """Errors (before, last, step) of what counts together."""
+def _of_tracks(
+    tracks: list[tuple[Floats, Floats]], runs: NDArray[np.bool_], question: Question, scale: Floats | None
+) -> Floats:
+    """Errors (before, last, step) of what counts together, over the positions that have a value in every step."""
     weights = np.concatenate([weight for weight, _ in tracks])
     values = np.concatenate([value for _, value in tracks])
-    there = np.isfinite(values)
-    used = there.any(1)
-    weights, values, there = weights[used], values[used], there[used]
-    runs = there.any(0)
-    values = np.where(there, values, 0.0)
+    used = np.isfinite(values[:, runs]).all(1)
+    if not used.any():
+        raise NotFiniteError("no sampled position is finite in all steps, and nothing can be planned from it")
+    weights, values = weights[used], np.where(runs, values[used], 0.0)
     if scale is None:
         size = weights @ np.abs(values)
         with np.errstate(divide="ignore"):
             scale = np.where(size > 0, 1 / size, 0.0) / len(question.levels) / question.num_branches
-    found = _differences(values, weights, question)
-    found *= np.where(runs, scale, 0.0)
-    found[:, ~runs] = np.where(runs, np.inf, 0.0)
+    found = _differences(values, weights, question, runs) * np.where(runs, scale, 0.0)
+    alike = runs[:, None] & (question.networks[:, None] == question.networks)
+    found[:, ~alike & runs] = np.inf
     return found
 
 
-def _differences(values: Floats, weights: Floats, question: Question) -> Floats:
-    """Weighted sum of |y - x[t]|, (before, last, step)."""
-    steps, levels = values.shape[1], question.levels
+def _differences(values: Floats, weights: Floats, question: Question, runs: NDArray[np.bool_]) -> Floats:
+    """Weighted sum of |y - x[t]|, (before, last, step); y is reused where no step before has a value to continue."""
+    steps, levels, networks = values.shape[1], question.levels, question.networks
     result = np.zeros((steps if question.linear else 1, steps, steps))
     for last in range(steps - 1):
         rest = values[:, last + 1 :] - values[:, last : last + 1]
-        reused = weights @ np.abs(rest)
-        result[last if question.linear else 0, last, last + 1 :] = reused
-        for before in range(last) if question.linear else ():
+        result[: last + 1, last, last + 1 :] = weights @ np.abs(rest)
+        continued = runs[:last] & (networks[:last] == networks[last])
+        for before in np.flatnonzero(continued) if question.linear else ():
             ahead = (levels[last + 1 :] - levels[last]) / (levels[last] - levels[before])
             change = values[:, last : last + 1] - values[:, before : before + 1]
             result[before, last, last + 1 :] = weights @ np.abs(rest - change * ahead)

@@ -7,8 +7,11 @@ lexicographic minimax of LeMiCa, arXiv 2511.00090).
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import or_
 from typing import Any
 
 import numpy as np
@@ -124,7 +127,26 @@ def allotted(rows: Sequence[Sequence[Best | None]], weights: Sequence[int], cell
     return _totals(rows, weights, cells) if aim == TOTAL else _largest(rows, weights, cells)
 
 
+def least_totals(rows: Sequence[Sequence[Best | None]], weights: Sequence[int], cells: int) -> Floats:
+    """The least total with 0, 1, ... `cells` computed cells; infinite where no numbers of steps come to that."""
+    return _tables(rows, weights, cells)[0]
+
+
 def _totals(rows: Sequence[Sequence[Best | None]], weights: Sequence[int], cells: int) -> list[int]:
+    best, choices = _tables(rows, weights, cells)
+    if best[cells] == np.inf:
+        raise ValueError(_impossible(cells))
+    found = []
+    for chosen, weight in zip(choices[::-1], weights[::-1]):
+        found.append(int(chosen[cells]))
+        cells -= found[-1] * weight
+    return found[::-1]
+
+
+def _tables(
+    rows: Sequence[Sequence[Best | None]], weights: Sequence[int], cells: int
+) -> tuple[Floats, list[NDArray[np.intp]]]:
+    """Least totals by number of cells, and the steps that each row then computes."""
     best = np.full(cells + 1, np.inf)
     best[0] = 0
     choices = []
@@ -139,20 +161,21 @@ def _totals(rows: Sequence[Sequence[Best | None]], weights: Sequence[int], cells
             following[taken:][better], chosen[taken:][better] = ways[better], steps
         best = following
         choices.append(chosen)
-    return _chosen(best[cells] < np.inf, choices, weights, cells)
+    return best, choices
 
 
 def _largest(rows: Sequence[Sequence[Best | None]], weights: Sequence[int], cells: int) -> list[int]:
-    """Every row first gets the fewest steps that keep errors below the least possible bound; what is left over is
-    given out by comparing sorted lists."""
-    least = _fewest(rows, weights, cells)
+    """The least possible bound on errors says how few steps a row may compute; what is left over is given out by
+    comparing sorted lists, all of one length, which is exact."""
+    allowed = _bounded(rows, weights, cells)
+    least = [numbers[0] for numbers in allowed]
     left = cells - sum(n * w for n, w in zip(least, weights))
     best: list[Any] = [()] + [NEVER] * left
     choices = []
-    for row, weight, few in zip(rows, weights, least):
+    for row, weight, numbers in zip(rows, weights, allowed):
         following, chosen = [NEVER] * (left + 1), np.zeros(left + 1, int)
-        for steps in range(few, len(row) + 1):
-            plan, taken = row[steps - 1], (steps - few) * weight
+        for steps in numbers:
+            plan, taken = row[steps - 1], (steps - numbers[0]) * weight
             for total in range(taken, left + 1) if plan is not None else ():
                 way = _merged(best[total - taken], tuple(plan.label) * weight)
                 if way[:1] != NEVER and (not chosen[total] or way < following[total]):
@@ -161,40 +184,31 @@ def _largest(rows: Sequence[Sequence[Best | None]], weights: Sequence[int], cell
         choices.append(chosen)
     found, total = [], left
     for chosen, weight, few in zip(choices[::-1], weights[::-1], least[::-1]):
-        if not chosen[total]:
-            raise ValueError(_impossible(cells))
         found.append(int(chosen[total]))
         total -= (found[-1] - few) * weight
     return found[::-1]
 
 
-def _fewest(rows: Sequence[Sequence[Best | None]], weights: Sequence[int], cells: int) -> list[int]:
-    """The fewest steps of each row under the least bound on errors that `cells` cells allow."""
+def _bounded(rows: Sequence[Sequence[Best | None]], weights: Sequence[int], cells: int) -> list[list[int]]:
+    """Numbers of steps of each row under the least bound on errors with which rows come to `cells` cells."""
     worst = [[max(plan.label, default=0.0) if plan else np.inf for plan in row] for row in rows]
-    bounds = np.unique([bound for row in worst for bound in row if bound < np.inf])
+    bounds = sorted({bound for row in worst for bound in row if bound < np.inf})
 
-    def needed(bound: float) -> list[int]:
-        return [next((n for n, w in enumerate(row, 1) if w <= bound), len(row)) for row in worst]
+    def allowed(bound: float) -> list[list[int]]:
+        return [[n for n, most in enumerate(row, 1) if most <= bound] for row in worst]
 
-    low, high = 0, len(bounds) - 1
-    while low < high:
-        middle = (low + high) // 2
-        fits = sum(n * w for n, w in zip(needed(bounds[middle]), weights)) <= cells
-        low, high = (low, middle) if fits else (middle + 1, high)
-    found = needed(bounds[low])
-    if sum(n * w for n, w in zip(found, weights)) > cells:
+    at = bisect_left(bounds, True, key=lambda bound: _comes_to(allowed(bound), weights, cells))
+    if at == len(bounds):
         raise ValueError(_impossible(cells))
-    return found
+    return allowed(bounds[at])
 
 
-def _chosen(possible: bool, choices: list[NDArray[Any]], weights: Sequence[int], cells: int) -> list[int]:
-    if not possible:
-        raise ValueError(_impossible(cells))
-    found = []
-    for chosen, weight in zip(choices[::-1], weights[::-1]):
-        found.append(int(chosen[cells]))
-        cells -= found[-1] * weight
-    return found[::-1]
+def _comes_to(allowed: list[list[int]], weights: Sequence[int], cells: int) -> bool:
+    """Whether rows with these numbers of steps can come to so many cells; sums stand as bits of a number."""
+    sums = 1
+    for numbers, weight in zip(allowed, weights):
+        sums = reduce(or_, (sums << n * weight for n in numbers), 0) & (2 << cells) - 1
+    return bool(sums >> cells & 1)
 
 
 def _impossible(cells: int) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
@@ -17,7 +19,7 @@ from dit_analyzer.plans import magcache
 from dit_analyzer.plans.costs import Costs, Expected, error_of, expected
 from dit_analyzer.plans.course import OutOfReachError
 from dit_analyzer.plans.errors import PREDICTION
-from dit_analyzer.plans.optimise import TOTAL, Best, allotted, best_plans
+from dit_analyzer.plans.optimise import TOTAL, Best, allotted, best_plans, least_totals
 from dit_analyzer.plans.times import times_of
 
 SHARES = tuple(np.linspace(1.0, 0.2, 41).round(4).tolist())
@@ -72,7 +74,7 @@ class Planner:
 
     def with_share(self, share: float) -> Plan:
         """The best plan that computes this share of the cells, or the nearest share that can be."""
-        return self._nearest(round(share * self.cells))
+        return self._nearest(round(share * self.cells, 6))
 
     def with_steps(self, steps: int) -> Plan:
         """The best plan with as many computed cells as `steps` whole steps have."""
@@ -82,8 +84,7 @@ class Planner:
 
     def with_error(self, error: float) -> Plan:
         """The plan with the fewest computed cells whose predicted error, on prompts it is made from, is no larger."""
-        unit = sum(self.costs.weights) if len(self.costs.rows) == 1 else min(self.costs.weights)
-        for cells in range(self.fewest, self.cells + 1, unit):
+        for cells in self._sizes(error):
             mask = self._mask(cells)
             if mask is not None and self.costs.planning_error(mask) <= error:
                 return self._plan(mask)
@@ -93,11 +94,11 @@ class Planner:
         """A plan for every one of `SHARES`."""
         return [self.with_share(share) for share in SHARES]
 
-    def cheapest_step(self) -> float:
-        """What leaving out the one cheapest step costs; infinite if none may be."""
+    def cheapest_step(self) -> float | None:
+        """What leaving out the one cheapest step costs; None if none may be left out."""
         rows = [row[-2] if len(row) > 1 else None for row in self._best]
         known = [best.compute for best in rows if best is not None]
-        return self.costs.planning_error(np.array(known)) if len(known) == len(rows) else float("inf")
+        return self.costs.planning_error(np.array(known)) if len(known) == len(rows) else None
 
     @property
     def _counts(self) -> Floats:
@@ -109,18 +110,25 @@ class Planner:
 
     # ------------------------------------------------------------------------
 
+    def _sizes(self, error: float) -> Iterable[int]:
+        """Numbers of cells, rising, among which is the fewest that keep to an error."""
+        weights = self.costs.weights
+        if self.aim != TOTAL or self.costs.tracks:  # errors that cancel are less than their sum
+            return range(self.fewest, self.cells + 1, math.gcd(*weights))
+        least = least_totals(self._best, weights, self.cells) / sum(weights)
+        return np.flatnonzero(least <= error * (1 + 1e-9)).tolist()
+
     @staticmethod
     def _first(row: list[Best | None]) -> int:
         return next(number for number, best in enumerate(row, 1) if best)
 
-    def _nearest(self, cells: int) -> Plan:
-        cells = min(max(cells, self.fewest), self.cells)
-        for off in range(sum(self.costs.weights) + 1):
-            for near in (cells + off, cells - off):
-                mask = self._mask(near) if self.fewest <= near <= self.cells else None
-                if mask is not None:
-                    return self._plan(mask)
-        raise OutOfReachError(f"no plan computes about {cells} of {self.cells} cells with these steps forced")
+    def _nearest(self, cells: float) -> Plan:
+        """The plan whose computed cells are nearest to a number, the larger of two that are as near."""
+        for near in sorted(range(self.fewest, self.cells + 1), key=lambda near: (abs(near - cells), -near)):
+            mask = self._mask(near)
+            if mask is not None:
+                return self._plan(mask)
+        raise OutOfReachError("no plan is possible with these steps forced")
 
     def _mask(self, cells: int) -> Mask | None:
         """Whether computed, (row, step); None where no plan has exactly so many cells."""
@@ -139,8 +147,8 @@ class Planner:
         predicted = _told(expected(costs, mask)) | times_of(self.trace, costs, mask)
         predicted["planning_error"] = costs.planning_error(mask)
         predicted["sum_of_errors"] = error_of(costs.planning, mask, costs.weights)
-        predicted["cheapest_step"] = self.cheapest_step()
-        predicted["verdict"] = DO_NOT if predicted["cheapest_step"] > WORTH else "cache"
+        cheapest = predicted["cheapest_step"] = self.cheapest_step()
+        predicted["verdict"] = "cache" if cheapest is not None and cheapest <= WORTH else DO_NOT
         levels = tuple(costs.course.levels.tolist())
         made = _made(self) | {"asked": self.asked}
         if found := self._ratios and _mag_cache(self._ratios, 1 - float(mask.mean())):

@@ -10,8 +10,11 @@ import numpy as np
 from dit_formats.console import harmless, plural
 from dit_formats.plan import GRID, LAYERS, STEPS, Plan
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from dit_analyzer.show.figures import STYLE
+
+PERCENT = FuncFormatter(lambda value, _: f"{100 * value:g} %")
 
 FEW = 10
 """Prompts below which a held-out error says little."""
@@ -25,6 +28,11 @@ COLUMNS = ("computed", "steps", "left out", "predicted error", "95 % interval", 
 MEANT = {
     "prediction": "relative L1 of the final latents, to first order",
     "outputs": "relative L1 of the layers' outputs, mean over steps and layers",
+}
+
+AXIS = {
+    "prediction": "predicted error of the final latents",
+    "outputs": "predicted error of the layers' outputs",
 }
 
 
@@ -47,8 +55,13 @@ def lines_of(plan: Plan) -> Iterator[str]:
         now, before = predicted["seconds"], predicted["seconds_uncached"]
         yield f"time at best {now * 1e3:.0f} ms of {before * 1e3:.0f} ms, {before / max(now, 1e-9):.2f} times as fast"
     if predicted["verdict"] != "cache":
-        cost = predicted["cheapest_step"]
-        yield f"verdict: do not cache; leaving out the one cheapest step already costs {cost:.1%}"
+        yield f"verdict: do not cache; {_why_not(predicted['cheapest_step'])}"
+
+
+def _why_not(cheapest: float | None) -> str:
+    if cheapest is None:
+        return "no step may be left out"
+    return f"leaving out the one cheapest step already costs {cheapest:.1%}"
 
 
 def _what(plan: Plan) -> str:
@@ -143,9 +156,10 @@ def draw_curve(plans: Sequence[Plan]) -> Figure:
         axes = figure.add_subplot()
         axes.fill_between(shares[shown], low[shown], high[shown], alpha=0.2, linewidth=0, label="95 % over prompts")
         axes.plot(shares[shown], error[shown], "o-", markersize=3, label="held-out prompts")
-        axes.set(
-            yscale="log", xlabel="computed share of evaluations", ylabel=f"predicted error\n({plans[0].made['signal']})"
-        )
+        axes.set(yscale="log", xlabel="computed share of evaluations", ylabel=AXIS[plans[0].made["signal"]])
+        for side in (axes.xaxis, axes.yaxis):
+            side.set_major_formatter(PERCENT)
+            side.set_minor_formatter(NullFormatter())
         axes.set_xlim(1.02, min(shares) - 0.02)
         axes.grid(alpha=0.3, which="both")
         axes.legend(frameon=False)

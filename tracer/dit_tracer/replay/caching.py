@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
-from dit_formats.plan import LINEAR, STEPS, Plan, PlanError
+from dit_formats.plan import GRID, LINEAR, STEPS, Plan, PlanError
 from torch import nn
 
 from dit_tracer.recording.clock import Clock
@@ -59,6 +59,8 @@ class Caching:
         """The modules that may be left out, and when they are computed."""
         if self._plan.granularity == STEPS:
             return dict.fromkeys(self._networks.values(), self._plan.rows[0].compute)
+        if self._plan.granularity == GRID:
+            raise PlanError("a choice of noise levels leaves out no layers; it takes a run of fewer steps")
         sites = sites_of(self._networks)
         missing = [name for name in self._plan.types if name not in sites]
         if missing:

@@ -22,10 +22,10 @@ from dit_tracer.calls import parameters
 from dit_tracer.models import loading, schedulers
 from dit_tracer.models.catalog import Model
 from dit_tracer.replay import report
-from dit_tracer.replay.comparing import Outcome, compare, refuse_another
+from dit_tracer.replay.comparing import Outcome, compare, refuse_another, refuse_other_arguments
 from dit_tracer.replay.quality import learned_similarity
 from dit_tracer.replay.schedules import Schedule, baselines, of_plan, of_policy
-from dit_tracer.work import Task, requests_of
+from dit_tracer.work import Task, Work, requests_of
 from dit_tracer.work import plan as planned_work
 
 PROMPTS = 8
@@ -69,12 +69,15 @@ def replay(ask: Ask) -> int:
     _refuse_engine(ask, given)
     first = plans[0]
     similarity = learned_similarity() if ask.lpips else None
-    tasks = _tasks(ask, plans)
-    pipeline = loading.load(ask.model, ask.dtype, ask.device, revision=ask.revision)
+    work = _work(ask, plans)
+    tasks = work.tasks
+    revision = ask.revision or (first.request.revision if ask.model.repo == ask.model.source else None)
+    pipeline = loading.load(ask.model, ask.dtype, ask.device, revision=revision)
     if ask.scheduler:
         schedulers.replace(pipeline, ask.scheduler, first.request.num_steps)
-    call = _call(pipeline, ask.model, first)
+    call = _call(pipeline, ask.model, first) | work.shared
     if not ask.transfer:
+        refuse_other_arguments(first, work.shared)
         for plan in plans:
             refuse_another(plan, pipeline, ask.model.name, _timesteps(pipeline, call, plan))
     schedules, reasons = _schedules(ask, given, pipeline)
@@ -100,18 +103,24 @@ def _schedules(ask: Ask, given: list[Plan | Policy], pipeline: Any) -> tuple[lis
     return found + others, reasons
 
 
-def _tasks(ask: Ask, plans: list[Plan]) -> list[Task]:
+def _work(ask: Ask, plans: list[Plan]) -> Work:
     """The prompts: those given, or built-in ones that no plan was made from."""
     seen = {one for plan in plans for one in plan.made.get("seen", ())}
-    limit = ask.limit or PROMPTS
     if ask.prompts is not None:
-        tasks = planned_work(requests_of(ask.model, ask.prompts, ask.limit), [ask.seed], ask.limit).tasks
-        known = sum(_hash(task.text) in seen for task in tasks)
+        work = planned_work(requests_of(ask.model, ask.prompts, ask.limit), [ask.seed], ask.limit)
+        known = sum(_hash(task.text) in seen for task in work.tasks)
         if known:
-            click.echo(f"{plural(known, 'prompt')} of {len(tasks)} planning has seen: no independent test", err=True)
-        return tasks
+            click.echo(
+                f"{plural(known, 'prompt')} of {len(work.tasks)} planning has seen: no independent test", err=True
+            )
+        return work
+    limit = ask.limit or PROMPTS
     fresh = [r for r in requests_of(ask.model, None, limit + len(seen)) if _hash(r.text) not in seen][:limit]
-    return planned_work(fresh, [ask.seed]).tasks
+    if not fresh:
+        raise LookupError(f"planning has seen all of {ask.model.name}'s built-in prompts; give others with -p")
+    if len(fresh) < limit:
+        click.echo(f"{plural(len(fresh), 'prompt')}, for planning has seen the other built-in ones", err=True)
+    return planned_work(fresh, [ask.seed])
 
 
 def _hash(text: str) -> str:
@@ -175,7 +184,8 @@ def _tell(ask: Ask, plan: Plan, tasks: list[Task], outcomes: list[Outcome], reas
         ask.output.mkdir(parents=True, exist_ok=True)
         with published(ask.output / FILES[0], replace=ask.force) as file:
             file.write(json.dumps(data, indent=1).encode())
-        report.draw_quality(outcomes, ask.output / FILES[1], f"{ask.model.name}: {plural(len(tasks), 'prompt')}")
+        told_above = f"{ask.model.name}, {plural(plan.request.num_steps, 'step')}: {plural(len(tasks), 'prompt')}"
+        report.draw_quality(outcomes, ask.output / FILES[1], told_above + (", 95 % intervals" if tasks[1:] else ""))
         report.draw_samples(outcomes, [task.text for task in tasks], ask.output / FILES[2])
     where = f"look at {ask.output}" if ask.output else f"dit-trace replay {ask.plans[0]} -n 32 -o replay"
     click.echo(f"next: {where}", err=True)

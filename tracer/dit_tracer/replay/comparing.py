@@ -111,7 +111,17 @@ def refuse_another(plan: Plan, pipeline: Any, model: str, steps: Sequence[float]
     Raises:
         ConflictError: It names what differs.
     """
-    told = list(_differences(plan, pipeline, model, steps))
+    _refuse(list(_differences(plan, pipeline, model, steps)))
+
+
+def refuse_other_arguments(plan: Plan, call: dict[str, Any]) -> None:
+    """Refuse arguments of the pipeline, which come with the prompts, that are not the plan's."""
+    planned = plan.request.call
+    _refuse([f"{name}: {planned.get(name)} in the plan, {value} with the prompts" for name, value in call.items()
+             if planned.get(name) != value])  # fmt: skip
+
+
+def _refuse(told: list[str]) -> None:
     if told:
         raise ConflictError(
             f"the plan is for another run ({'; '.join(told)}); make one from a trace of this, or run it all the same "

@@ -83,7 +83,8 @@ def rank_of(outcomes: Sequence[Outcome]) -> tuple[float, int] | None:
     """Rank correlation of predicted and measured errors over distinct plans that leave something out."""
     distinct = {}
     for one in outcomes:
-        if one.schedule.plan is not None and not one.schedule.plan.mask.all():
+        plan = one.schedule.plan
+        if plan is not None and not plan.mask.all() and plan.predicted.get("error") is not None:
             distinct[one.schedule.plan.mask.tobytes()] = one
     if len(distinct) < FEWEST:
         return None
@@ -146,8 +147,10 @@ def _ours(outcomes: Sequence[Outcome]) -> Outcome | None:
 
 
 def _cheapest(plan: Plan) -> str:
-    cost = plan.predicted["cheapest_step"]
-    return f"leaving out the one cheapest of {plan.request.num_steps} steps already costs {cost:.1%} of the latents"
+    cost = plan.predicted.get("cheapest_step")
+    if cost is None:
+        return "no step may be left out"
+    return f"leaving out the one cheapest of {plan.request.num_steps} steps already costs {cost:.1%}"
 
 
 def draw_quality(outcomes: Sequence[Outcome], path: Path, title: str) -> None:
@@ -191,7 +194,9 @@ def draw_samples(outcomes: Sequence[Outcome], texts: Sequence[str], path: Path, 
 
     shown = list(outcomes)[:most]
     columns = len(shown[0].pictures)
-    figure = Figure(figsize=(1.7 * columns + 1.6, 1.35 * len(shown) + 0.5), layout="constrained")
+    height, width = shown[0].pictures[0].shape[1:3]
+    wide = min(max(1.4 * width / height, 0.9), 3.0)  # inches; titles need some
+    figure = Figure(figsize=(wide * columns + 1.6, wide * height / width * len(shown) + 0.6), layout="constrained")
     grid = figure.subplots(len(shown), columns, squeeze=False)
     for row, one in zip(grid, shown):
         for axes, pictures in zip(row, one.pictures):

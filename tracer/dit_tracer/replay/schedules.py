@@ -76,13 +76,13 @@ def of_plan(name: str, plan: Plan, engine: str = "") -> Schedule:
         PlanError: The engine cannot run it.
     """
     mask = plan.rows[0].compute if plan.granularity in (STEPS, GRID) else ()
+    if engine:
+        made = export(plan, engine)
+        return Schedule(name, partial(_engine, engine, made.text), note=f"by {engine}", mask=mask, plan=plan)
     if plan.granularity == GRID:
-        made = f"{sum(mask)} of {len(mask)} noise levels"
-        return Schedule(name, partial(chosen_steps, compute=mask), note=made, mask=mask, plan=plan)
-    if not engine:
-        return Schedule(name, partial(_cached, plan), mask=mask, plan=plan)
-    made = export(plan, engine)
-    return Schedule(name, partial(_engine, engine, made.text), note=f"by {engine}", mask=mask, plan=plan)
+        levels = f"{sum(mask)} of {len(mask)} noise levels"
+        return Schedule(name, partial(chosen_steps, compute=mask), note=levels, mask=mask, plan=plan)
+    return Schedule(name, partial(_cached, plan), mask=mask, plan=plan)
 
 
 def of_policy(name: str, static: str, policy: Policy) -> list[Schedule]:
