@@ -324,8 +324,12 @@ def check(traces: tuple[Path, ...], as_json: bool) -> int:
 @click.option("--steps", type=click.IntRange(min=2), help="Plan for another number of steps, along the noise level.")
 @click.option("--sigmas", type=click.IntRange(min=2), metavar="N",
               help="Instead choose N of the trace's noise levels, for a run of N steps.")  # fmt: skip
+@click.option("--policy", type=click.Choice(["modulated", "model_input"]), metavar="SIGNAL",
+              help="Instead a rule that decides while it runs: compute when the added change of SIGNAL reaches a "
+              "threshold; modulated (the first block's input, as TeaCache) or model_input (latents).")  # fmt: skip
 @click.option("--to", "targets", multiple=True, type=click.Choice(EXPORTS), metavar="TARGET",
               help=f"Also write it for another engine; may be repeated: {', '.join(EXPORTS)}.")  # fmt: skip
+@click.option("--monotone", is_flag=True, help="Export polynomials that never fall, fitted anew.")
 @click.option("--curve", is_flag=True, help="41 plans, from all computed to a fifth; -o is then a folder.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="File to write.  [default: TRACE.plan.json]")
 @DASK
@@ -335,6 +339,8 @@ def plan(
     trace: Path,
     compute: str,
     sigmas: int | None,
+    policy: str | None,
+    monotone: bool,
     curve: bool,
     output: Path | None,
     dask: str | None,
@@ -353,7 +359,7 @@ def plan(
     from dit_analyzer.plans import command
     from dit_analyzer.plans.asked import Asked
 
-    _refuse_contradictions(sigmas, curve, output, options)
+    _refuse_contradictions(sigmas, curve, policy, output, options)
     if sigmas is not None:
         options |= {"budget": sigmas, "granularity": "grid"}
     asked = Asked(**options, compute=_numbers(compute))
@@ -361,16 +367,22 @@ def plan(
         told = {"force": force, "as_json": as_json, "dask": dask}
         if curve:
             command.curve(opened, asked, output, **told)
+        elif policy:
+            command.policy(opened, asked, policy, output or Path(f"{_stem((trace,))}.policy.json"), **told)
         else:
-            default = f"{trace.resolve().name.removesuffix('.trace')}.plan.json"
-            command.one(opened, asked, output or Path(default), **told)
+            file = output or Path(f"{_stem((trace,))}.plan.json")
+            command.one(opened, asked, file, monotone=monotone, **told)
 
 
-def _refuse_contradictions(sigmas: int | None, curve: bool, output: Path | None, options: dict[str, Any]) -> None:
+def _refuse_contradictions(
+    sigmas: int | None, curve: bool, policy: Any, output: Path | None, options: dict[str, Any]
+) -> None:
     """Refuse options of `plan` of which one would be ignored."""
     sizes = [name for name in ("budget", "reuse", "error") if options[name] is not None]
     if len(sizes) + (sigmas is not None) + curve > 1:
         raise click.UsageError("--budget, --reuse, --error, --sigmas and --curve: give one of them")
+    if policy and (options["targets"] or curve or sigmas or options["granularity"] != "step"):
+        raise click.UsageError("--policy decides for whole steps while it runs; give it without --to, --curve, --per")
     if options["signal"] == "prediction" and options["granularity"] != "step":
         raise click.UsageError("--signal prediction is of whole steps; layers and types are planned by their outputs")
     if curve and options["targets"]:

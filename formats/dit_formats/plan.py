@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +31,8 @@ GRANULARITIES = (STEPS, TYPES, LAYERS, GRID)
 
 REUSE, LINEAR = "reuse", "linear"
 PREDICTORS = (REUSE, LINEAR)
+
+Made = TypeVar("Made")
 
 
 class PlanError(TraceError):
@@ -164,11 +167,16 @@ def write_plan(path: Path, plan: Plan, *, force: bool = False) -> None:
 
 def to_json(plan: Plan) -> str:
     """The content of the file."""
+    return json.dumps(to_data(plan), indent=1, allow_nan=False)
+
+
+def to_data(plan: Plan) -> dict[str, Any]:
+    """The same before it is text; what is not finite is null."""
     data = {"format": FORMAT, "version": VERSION, **asdict(plan)}
     data["rows"] = [
         {"name": row.name, "layers": row.layers, "compute": [int(c) for c in row.compute]} for row in plan.rows
     ]
-    return json.dumps(_finite(data), indent=1, allow_nan=False)
+    return _finite(data)
 
 
 def _finite(value: Any) -> Any:
@@ -187,6 +195,33 @@ def read_plan(path: Path) -> Plan:
         FileNotFoundError: There is none.
         PlanError: It is not a plan, damaged, or of a newer version.
     """
+    return parsed(path, FORMAT, VERSION, from_data)
+
+
+def parsed(path: Path, name: str, version: int, made: Callable[[dict[str, Any]], Made]) -> Made:
+    """What is made of the content of a file, if its format has this name and its version is no newer."""
+    data = content(path)
+    if data.get("format") != name or type(data.get("version")) is not int:
+        raise PlanError(f"{path}: no plan (its format is not {name}); dit-analyze plan TRACE writes one")
+    if data["version"] > version:
+        raise PlanError(f"{path}: version {data['version']}, this version reads up to {version}; upgrade ditscope")
+    try:
+        return made(data)
+    except PlanError as error:
+        raise PlanError(f"{path}: {error}; make it again with dit-analyze plan") from None
+    except KeyError as error:
+        raise PlanError(f"{path}: damaged, it has no {error}; make it again with dit-analyze plan") from None
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise PlanError(f"{path}: damaged ({type(error).__name__}: {error}); make it again") from None
+
+
+def content(path: Path) -> dict[str, Any]:
+    """What a file of JSON holds.
+
+    Raises:
+        FileNotFoundError: There is none.
+        PlanError: It is too large, not JSON, or not an object.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such plan; dit-analyze plan TRACE writes one")
     if path.stat().st_size > LARGEST:
@@ -195,32 +230,28 @@ def read_plan(path: Path) -> Plan:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise PlanError(f"{path}: not JSON ({error}); dit-analyze plan TRACE writes plans") from None
-    if not isinstance(data, dict) or data.get("format") != FORMAT or type(data.get("version")) is not int:
-        raise PlanError(f"{path}: no plan (its format is not {FORMAT}); dit-analyze plan TRACE writes one")
-    if data["version"] > VERSION:
-        raise PlanError(f"{path}: version {data['version']}, this version reads up to {VERSION}; upgrade ditscope")
-    try:
-        return from_data(data)
-    except PlanError as error:
-        raise PlanError(f"{path}: {error}; make it again with dit-analyze plan") from None
-    except KeyError as error:
-        raise PlanError(f"{path}: damaged, it has no {error}; make it again with dit-analyze plan") from None
-    except OverflowError as error:
-        raise PlanError(f"{path}: damaged ({error}); make it again with dit-analyze plan") from None
+    if not isinstance(data, dict):
+        raise PlanError(f"{path}: no plan (not an object of JSON); dit-analyze plan TRACE writes one")
+    return data
 
 
-def from_data(data: dict[str, Any]) -> Plan:
-    """The plan that this content of a file is."""
-    request = dict(_typed(data["request"], dict, "request"))
+def request_from(data: dict[str, Any]) -> Request:
+    """The request that this part of a file's content is."""
+    request = dict(_typed(data, dict, "request"))
     if set(request) != {one.name for one in fields(Request)}:
         raise PlanError(f"its request has other fields: {', '.join(sorted(request))}")
     for name, value in request.items():
         request[name] = _numbers(value, name) if name in ("timesteps", "sigmas") else _typed(value, OF[name], name)
     for name in request["weights"].values():
         _typed(name, str, "weights")
+    return Request(**request)
+
+
+def from_data(data: dict[str, Any]) -> Plan:
+    """The plan that this content of a file is."""
     types = _typed(data["types"], dict, "types")
     return Plan(
-        Request(**request),
+        request_from(data["request"]),
         _typed(data["granularity"], str, "granularity"),
         _typed(data["predictor"], str, "predictor"),
         _numbers(data["levels"], "levels"),

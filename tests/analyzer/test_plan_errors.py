@@ -53,7 +53,7 @@ def triples(steps: int, linear: bool) -> list[tuple[int, int, int]]:
 
 def test_the_error_of_reused_outputs_is_their_relative_l1_at_that_lag(traced: Callable[..., Trace]) -> None:
     with traced(change=joint) as trace:
-        (found,) = errors_of(trace, course_of(trace), "outputs", "reuse").of_prompts([0])
+        ((_, found),) = errors_of(trace, course_of(trace), "outputs", "reuse").of_prompts([0])
         latent, text = trace.samples("latent", 0), trace.samples("text", 0)
     assert found.shape == (2, 1, 5, 5)
     kinds = 2  # of `a`
@@ -68,7 +68,7 @@ def test_the_error_of_reused_outputs_is_their_relative_l1_at_that_lag(traced: Ca
 def test_the_error_of_predicted_outputs_is_that_of_the_line_through_two(traced: Callable[..., Trace]) -> None:
     with traced() as trace:
         course = course_of(trace)
-        (found,) = errors_of(trace, course, "outputs", "linear").of_prompts([0])
+        ((_, found),) = errors_of(trace, course, "outputs", "linear").of_prompts([0])
         tracks = [trace.samples("latent", 0)[b, 2, 1].astype(float) for b in range(2)]
     assert found.shape == (2, 5, 5, 5)
     for at in triples(5, True):
@@ -82,7 +82,7 @@ def test_the_error_of_predictions_is_how_far_they_move_the_latents(
     linear = predictor == "linear"
     with traced() as trace:
         course = course_of(trace)
-        (found,) = errors_of(trace, course, "prediction", predictor).of_prompts([0])
+        ((_, found),) = errors_of(trace, course, "prediction", predictor).of_prompts([0])
         stack, sites = trace.samples(STACK, 0)[:, 0].astype(float), trace.sites()
     (cond, uncond), end = stack[:, sites.index("prediction")], stack[0, sites.index("model_input")][:, -1]
     guided = cond + 2 * (cond - uncond)
@@ -95,7 +95,7 @@ def test_the_error_of_predictions_is_how_far_they_move_the_latents(
 def test_branches_of_an_unknown_guidance_count_apart(traced: Callable[..., Trace]) -> None:
     with traced(call={}) as trace:
         course = course_of(trace)
-        (found,) = errors_of(trace, course, "prediction", "reuse").of_prompts([0])
+        ((_, found),) = errors_of(trace, course, "prediction", "reuse").of_prompts([0])
         stack, sites = trace.samples(STACK, 0)[:, 0].astype(float), trace.sites()
     halves, end = stack[:, sites.index("prediction")], stack[0, sites.index("model_input")][:, -1]
     truth = course.weights[3] * np.abs(halves[..., 3] - halves[..., 1]).mean() / np.abs(end).mean()
@@ -111,6 +111,21 @@ def test_the_error_of_a_plan_is_the_sum_over_what_it_leaves_out(traced: Callable
     truth = (one[0, 0, 1] + one[0, 2, 3] + one[0, 2, 4] + two[2, 3, 4]) / 2
     assert error_of(costs.planning, mask, costs.weights) == pytest.approx(truth)
     assert error_of(costs.planning, np.ones((2, 5), bool), costs.weights) == 0
+
+
+@pytest.mark.parametrize("predictor", ["reuse", "linear"])
+def test_errors_of_whole_steps_cancel_position_by_position(traced: Callable[..., Trace], predictor: str) -> None:
+    linear, mask = predictor == "linear", np.array([[True, False, True, False, False]])
+    with traced(2) as trace:
+        costs = costs_of(trace, predictor=predictor)
+        course, stack, sites = costs.course, trace.samples(STACK, 0)[:, 0].astype(float), trace.sites()
+    (cond, uncond), end = stack[:, sites.index("prediction")], stack[0, sites.index("model_input")][:, -1]
+    guided, moved = cond + 2 * (cond - uncond), 0.0
+    for before, last, step in ((0, 0, 1), (0, 2, 3), (0, 2, 4)):
+        wrong = stand_in(guided, course.levels, before, last, step, linear) - guided[:, step]
+        moved = moved + course.weights[step] * wrong
+    assert costs.planning_error(mask) == pytest.approx(np.abs(moved).mean() / np.abs(end).mean(), rel=1e-5)
+    assert costs.planning_error(mask) <= error_of(costs.planning, mask, [2]) * (1 + 1e-6)
 
 
 # Courses ---------------------------------------------------------------------------
@@ -226,7 +241,7 @@ def test_positions_that_overflow_in_one_step_do_not_count(traced: Callable[..., 
         return one
 
     with traced(change=spoilt) as trace:
-        (found,) = errors_of(trace, course_of(trace), "outputs", "reuse").of_prompts([0])
+        ((_, found),) = errors_of(trace, course_of(trace), "outputs", "reuse").of_prompts([0])
         tracks = [trace.samples("latent", 0)[b, 2, 1, :3].astype(float) for b in range(2)]
     assert found[1, 0, 0, 2] == pytest.approx(of_outputs(tracks, np.zeros(5), (0, 0, 2), False), rel=1e-6)
 
@@ -256,7 +271,7 @@ def test_a_layer_that_never_says_anything_costs_nothing(traced: Callable[..., Tr
         return one
 
     with traced(change=silent) as trace:
-        (found,) = errors_of(trace, course_of(trace), "outputs", "linear").of_prompts([0])
+        ((_, found),) = errors_of(trace, course_of(trace), "outputs", "linear").of_prompts([0])
     assert (found[0] == 0).all() and (found[1, 0, 0, 1:] > 0).all()
 
 

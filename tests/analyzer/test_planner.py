@@ -57,7 +57,7 @@ def test_the_predicted_error_is_a_geometric_mean_with_student_s_interval(traced:
         costs = costs_of(trace)
     mask = np.array([[True, False, True, False, False]])
     found = expected(costs, mask)
-    logs = np.log([error_of(one, mask, [1]) for one in costs.held_out])
+    logs = np.log([costs.held_error(place, mask) for place in range(3)])
     assert found.prompts == 3 and found.error == pytest.approx(np.exp(logs.mean()))
     low, high = stats.t.interval(0.95, 2, logs.mean(), stats.sem(logs))
     assert (found.low, found.high) == pytest.approx((np.exp(low), np.exp(high)))
@@ -118,7 +118,7 @@ def test_an_error_takes_the_fewest_cells_that_keep_to_it_and_more_allows_no_more
         plans = [planner.with_error(error) for error in errors]
         unit = 2 if per == "step" else 1
         by_cells = {c: planner._mask(c) for c in range(2, planner.cells + 1) if planner._mask(c) is not None}
-    costs = {c: error_of(planner.costs.planning, mask, planner.costs.weights) for c, mask in by_cells.items()}
+    costs = {c: planner.costs.planning_error(mask) for c, mask in by_cells.items()}
     for error, plan in zip(errors, plans):
         assert plan.mask.sum() * unit == min(c for c, cost in costs.items() if cost <= error * (1 + 1e-9))
         assert plan.predicted["planning_error"] <= error * (1 + 1e-9)

@@ -135,7 +135,7 @@ def test_two_calls_a_step_skip_the_same_steps_in_their_own_cache_contexts(tmp_pa
 def test_latte_is_refused_as_the_library_fails_on_it(tmp_path: Path) -> None:
     path = trace_of("digits-latte", tmp_path, prompts=1)
     with open_trace(path) as trace:
-        with pytest.raises(PlanError, match="reorders its tokens"):
+        with pytest.raises(PlanError, match="reshapes its states"):
             COEFFICIENT_TARGETS["magcache"](trace)
         config = json.loads(COEFFICIENT_TARGETS["magcache"](trace, force=True).text)["config"]
     pipeline = load(find("digits-latte"), device="cpu")

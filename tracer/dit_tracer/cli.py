@@ -32,6 +32,7 @@ TITLES = (
     "Twins, with random weights, for trying options and testing; their numbers mean nothing:",
 )
 
+REPLAY_NEEDS = 'a replay needs {}, which is not installed; pip install "ditscope[trace,replay]"'
 NEEDS = 'tracing needs torch and diffusers, and {} is not installed; pip install "ditscope[trace]"'
 
 
@@ -319,12 +320,13 @@ def study(
 def replay(plans: tuple[Path, ...], weights: str | None, **options: Any) -> int:
     """Run each PLAN for real: speed and error against the uncached MODEL, and against fewer steps and other methods.
 
+    A policy, which decides while it runs, is replayed beside the static plan that computes as many steps.
     The other methods spend as much computation as the first plan. Errors are relative L1 of the final latents, PSNR and
     SSIM, means over prompts with 95 % intervals.
 
     Example: dit-trace replay plan.json -n 16 -o replay
     """
-    from dit_formats.plan import read_plan
+    from dit_formats.policy import read_either
 
     from dit_tracer.models.catalog import find
 
@@ -332,7 +334,7 @@ def replay(plans: tuple[Path, ...], weights: str | None, **options: Any) -> int:
     others = [str(path) for path in plans if path.suffix != ".json"]
     if not files or len(others) > 1:
         raise click.UsageError("give plans, which end in .json, and at most one model")
-    name = others[0] if others else read_plan(files[0]).request.model
+    name = others[0] if others else read_either(files[0]).request.model
     try:
         model = find(name)
     except LookupError as error:
@@ -342,10 +344,12 @@ def replay(plans: tuple[Path, ...], weights: str | None, **options: Any) -> int:
         raise LookupError(f"{files[0]}: the plan is of {name!r}, which is no name to load it by; {more}") from error
     model = replace(model, source=weights) if weights else model
     try:
+        import skimage  # noqa: F401  # before a model is loaded
+
         from dit_tracer.replay.command import Ask
         from dit_tracer.replay.command import replay as run_for_real
     except ModuleNotFoundError as error:
-        raise click.ClickException(NEEDS.format(error.name)) from None
+        raise click.ClickException(REPLAY_NEEDS.format(error.name)) from None
     return run_for_real(Ask(files, model, **options))
 
 

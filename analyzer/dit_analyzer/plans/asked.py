@@ -51,6 +51,12 @@ class Asked:
             return self.predictor
         return REUSE if self.granularity != STEPS or set(self.targets) & set(ONLY_REUSE) else LINEAR
 
+    def share(self, steps: int) -> float:
+        """The computed share that was asked for, unless it is by error."""
+        if self.budget is not None:
+            return self.budget / steps
+        return 1 - self.reuse if self.reuse is not None else SHARE
+
     def told(self) -> dict[str, Any]:
         """The options that were given, for the plan to tell."""
         return {name: value for name, value in vars(self).items() if value not in (None, (), False)}
@@ -73,7 +79,7 @@ def plan_of(planner: Planner, asked: Asked) -> Plan:
         return planner.with_steps(asked.budget)
     if asked.error is not None:
         return planner.with_error(asked.error)
-    return planner.with_share(1 - asked.reuse if asked.reuse is not None else SHARE)
+    return planner.with_share(asked.share(planner.costs.num_steps))
 
 
 def grid_predictor(trace: Trace) -> str:

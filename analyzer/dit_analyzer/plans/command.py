@@ -25,14 +25,18 @@ from dit_analyzer.show import plans as show
 CURVE, TABLE = "curve", "curve.csv"
 
 
-def one(trace: Trace, asked: Asked, output: Path, *, force: bool, as_json: bool, dask: Any) -> None:
+def one(trace: Trace, asked: Asked, output: Path, *, monotone: bool, force: bool, as_json: bool, dask: Any) -> None:
     """Write one plan and its exports, and print what they are worth."""
     files = {name: _beside(output, name) for name in asked.targets}
     for path in (output, *files.values()):
         refuse_existing(path, force)
     plan = plan_of(planner_of(trace, asked, dask), asked)
     schedules = {name: export(plan, name) for name in asked.targets if name in TARGETS}
-    fitted = {name: _fitted(trace, plan, name, force) for name in asked.targets if name in COEFFICIENT_TARGETS}
+    fitted = {
+        name: _fitted(trace, plan, name, force=force, monotone=monotone)
+        for name in asked.targets
+        if name in COEFFICIENT_TARGETS
+    }
     write_plan(output, plan, force=force)
     told: dict[str, Any] = {"plan": str(output), "computed_share": plan.computed_share, **plan.predicted}
     told["compute"] = {row.name: "".join(str(int(c)) for c in row.compute) for row in plan.rows}
@@ -48,6 +52,25 @@ def one(trace: Trace, asked: Asked, output: Path, *, force: bool, as_json: bool,
         lines += [f"{files[name]}: {name}, {'run' if found.ran_here else 'not run'} here", *found.lines_of_quality]
         lines += [*_lost(found.lost), *_snippet(found.snippet.replace(FILE, str(files[name])))]
     _print(lines, told, as_json)
+    click.echo(f"next: dit-trace replay {shlex.quote(str(output))}", err=True)
+
+
+def policy(trace: Trace, asked: Asked, signal: str, output: Path, *, force: bool, as_json: bool, dask: Any) -> None:
+    """Write a rule that decides while it runs, and print what it is worth beside the static plan."""
+    from dit_formats.policy import write_policy
+
+    from dit_analyzer.plans import policy as rules
+
+    refuse_existing(output, force)
+    planner = planner_of(trace, asked, dask)
+    share = asked.share(planner.costs.num_steps)
+    settings = rules.best_settings(trace, planner.costs, share, signal)
+    size = {"error": asked.error} if asked.error is not None else {"share": share}
+    found = rules.policy_of(trace, planner.costs, planner, settings=settings, **size)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_policy(output, found, force=force)
+    told = {"policy": str(output), "signal": found.signal, "threshold": found.threshold, **found.predicted}
+    _print(rules.lines_of(found), told, as_json)
     click.echo(f"next: dit-trace replay {shlex.quote(str(output))}", err=True)
 
 
@@ -87,14 +110,10 @@ def _beside(output: Path, target: str) -> Path:
     return output.with_name(f"{stem}.{ending}")
 
 
-def _fitted(trace: Trace, plan: Plan, target: str, force: bool) -> Any:
+def _fitted(trace: Trace, plan: Plan, target: str, **options: bool) -> Any:
     """Coefficients with a threshold that skips as much as the plan."""
-    share = 1 - plan.computed_share
-    return (
-        COEFFICIENT_TARGETS[target](trace, force=force, share=share)
-        if share > 0
-        else COEFFICIENT_TARGETS[target](trace, force=force)
-    )
+    share = {"share": 1 - plan.computed_share} if plan.computed_share < 1 else {}
+    return COEFFICIENT_TARGETS[target](trace, **share, **options)
 
 
 def _exported(path: Path, share: float | None, lost: tuple[str, ...], ran_here: bool) -> dict[str, Any]:

@@ -6,16 +6,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from dit_formats.plan import GRID, LAYERS, STEPS
+from dit_formats.plan import GRID, LAYERS, LINEAR, STEPS
 from dit_formats.reader import Trace
 from numpy.typing import NDArray
 from scipy.special import stdtrit
 
 from dit_analyzer.plans.course import Course, OutOfReachError, course_of
 from dit_analyzer.plans.errors import OUTPUTS, PREDICTION, Errors, errors_of, has_prediction
+from dit_analyzer.plans.tracks import Track
 
 EACH = 5
 """One prompt of so many is held out."""
+
+MOST_TRACKS = 64
+"""Prompts whose prediction is kept, to see where errors cancel."""
 
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -30,6 +34,8 @@ class Costs:
         planning: Mean over the prompts to plan with, (row, before, last, step), as `plans.errors` scales it.
         held_out: Of the other prompts, (prompt, row, before, last, step).
         planned_with, held: Their places in the trace.
+        tracks, held_tracks: The prediction of prompts to plan with, `MOST_TRACKS` at most, and of those held out; empty
+            where errors are of outputs.
     """
 
     course: Course
@@ -41,6 +47,29 @@ class Costs:
     held_out: NDArray[np.float32]
     planned_with: tuple[int, ...]
     held: tuple[int, ...]
+    tracks: tuple[Track, ...] = ()
+    held_tracks: tuple[Track, ...] = ()
+
+    def planning_error(self, mask: Mask) -> float:
+        """The error of a plan on prompts that it is made from."""
+        if not self.tracks:
+            return error_of(self.planning, mask, self.weights)
+        return geometric(np.array([self._along(track, mask) for track in self.tracks])).error
+
+    def planned_error(self, place: int, mask: Mask) -> float:
+        """The error of a plan on one of the prompts to plan with that have a track; by mean costs where none has."""
+        if not self.tracks:
+            return error_of(self.planning, mask, self.weights)
+        return self._along(self.tracks[place], mask)
+
+    def held_error(self, prompt: int, mask: Mask) -> float:
+        """The error of a plan, (row, step), on one of the prompts held out."""
+        if not self.held_tracks:
+            return error_of(self.held_out[prompt], mask, self.weights)
+        return self._along(self.held_tracks[prompt], mask)
+
+    def _along(self, track: Track, mask: Mask) -> float:
+        return track.error(mask[0], self.course.levels, self.predictor == LINEAR)
 
     @property
     def num_steps(self) -> int:
@@ -94,12 +123,14 @@ def costs_of(
         raise OutOfReachError("several networks take turns, and their layers run in some steps alone; plan whole steps")
     rows = _rows(errors, trace, granularity)
     planned, held = split(len(trace.prompts))
-    planning = sum(_grouped(found, rows) for found in errors.of_prompts(planned, dask)) / len(planned)
-    others = [_grouped(found, rows).astype("f4") for found in errors.of_prompts(held, dask)]
-    empty = np.empty((0, *planning.shape), "f4")
+    planning = sum(_grouped(found, rows) for _, found in errors.of_prompts(planned, dask)) / len(planned)
+    others = np.empty((len(held), *planning.shape), "f4")
+    for place, found in errors.of_prompts(held, dask):
+        others[place] = _grouped(found, rows)
     names = tuple((name, layers) for name, _, layers in rows)
+    tracks = (tuple(errors.tracks(some, dask)) for some in (planned[:MOST_TRACKS], held))
     where = tuple(planned), tuple(held)
-    return Costs(course, signal, predictor, granularity, names, planning, np.array(others) if others else empty, *where)
+    return Costs(course, signal, predictor, granularity, names, planning, others, *where, *tracks)
 
 
 def split(prompts: int) -> tuple[list[int], list[int]]:
@@ -132,9 +163,14 @@ def error_of(errors: Floats, mask: Mask, weights: list[int]) -> float:
 
 def expected(costs: Costs, mask: Mask) -> Expected:
     """The predicted error of a plan on the prompts that it was not made from; with none, on those it was."""
-    found = np.array([error_of(one, mask, costs.weights) for one in costs.held_out])
+    found = np.array([costs.held_error(place, mask) for place in range(len(costs.held))])
     if not len(found):
-        return Expected(error_of(costs.planning, mask, costs.weights), np.nan, np.nan, 0)
+        return Expected(costs.planning_error(mask), np.nan, np.nan, 0)
+    return geometric(found)
+
+
+def geometric(found: Floats) -> Expected:
+    """The mean over prompts of what each of them gives, (prompt); NaN ends unless all are positive and finite."""
     if not (found > 0).all() or not np.isfinite(found).all():
         return Expected(float(found.mean()), np.nan, np.nan, len(found))
     logs = np.log(found)

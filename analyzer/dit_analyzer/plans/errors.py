@@ -9,7 +9,8 @@ a being the last computed step, b the one before, u the level (SmoothCache, arXi
 
     w[t] mean |y - x[t]| / mean |latents at the end|.
 
-Scaled so that the sum over the steps left out, as a mean over layers, is the predicted error of a plan.
+Scaled so that the sum over the steps left out, as a mean over layers, is the error of a plan if all its errors add up.
+Those of the prediction also cancel: `tracks` tell by how much.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from scipy.interpolate import make_interp_spline
 
 from dit_analyzer.mapping import mapped
 from dit_analyzer.plans.course import Course
+from dit_analyzer.plans.tracks import Track
 
 OUTPUTS, PREDICTION = "outputs", "prediction"
 SIGNALS = (OUTPUTS, PREDICTION)
@@ -38,6 +40,7 @@ OUTPUT_KINDS = ("a", "f")
 ENOUGH = 1024
 """Positions of an output that are used where predictions are linear, which asks for every pair of steps before."""
 
+TRACK_SECONDS = 0.005
 SPEED = 2e8
 """Differences a core takes in a second, about."""
 
@@ -99,14 +102,21 @@ class Errors:
     types: tuple[str, ...]
     trace: Trace
 
-    def of_prompts(self, prompts: list[int], dask: Any = None) -> Iterator[Floats]:
-        """Errors (row, before, last, step) of each prompt, in any order; `before` has length 1 if it makes no
-        difference. Infinite where there is no value to reuse, 0 where there is nothing to compute."""
+    def tracks(self, prompts: list[int], dask: Any = None) -> list[Track]:
+        """The prediction of each prompt, in order; none where the signal is another one, or guidance is not known."""
+        if self.question.moved is None or self.question.branches is None:
+            return []
+        parts = [(shard.path.absolute(), row) for shard, row in (self.trace.rows[prompt] for prompt in prompts)]
+        found = mapped(track_of_prompt, self.question, parts, seconds=len(parts) * TRACK_SECONDS, dask=dask)
+        return [track for _, track in sorted(found, key=lambda one: one[0])]
+
+    def of_prompts(self, prompts: list[int], dask: Any = None) -> Iterator[tuple[int, Floats]]:
+        """Place among these prompts, and errors (row, before, last, step), in any order; `before` has length 1 if it
+        makes no difference. Infinite where there is no value to reuse, 0 where there is nothing to compute."""
         rows = [self.trace.rows[prompt] for prompt in prompts]
         parts = [(shard.path.absolute(), row) for shard, row in rows]
         seconds = len(parts) * _work(self.question) / SPEED
-        for _, found in mapped(errors_of_prompt, self.question, parts, seconds=seconds, dask=dask):
-            yield found
+        yield from mapped(errors_of_prompt, self.question, parts, seconds=seconds, dask=dask)
 
 
 def errors_of(trace: Trace, course: Course, signal: str, predictor: str) -> Errors:
@@ -152,7 +162,7 @@ def _prediction(trace: Trace, course: Course, linear: bool) -> Errors:
     site = trace.sites().index("prediction")
     latents = _cell(trace, STACK, 0, trace.sites().index("model_input"), False)
     channels = int(trace.geometry(STACK, "num_channels")[0, trace.sites().index("model_input")])
-    cell = _cell(trace, STACK, 0, site, False, channels)  # further channels tell a variance, which moves nothing
+    cell = _cell(trace, STACK, 0, site, linear, channels)  # further channels tell a variance, which moves nothing
     if cell is None or latents is None:
         raise IncompleteError(f"{trace.path}: holds no samples of the prediction; trace without --stats-only")
     question = Question(
@@ -228,6 +238,18 @@ class NotFiniteError(ValueError):
     """Samples that should be numbers are not."""
 
 
+def track_of_prompt(question: Question, part: tuple[Path, int]) -> Track:
+    """The prediction of one prompt."""
+    path, row = part
+    assert question.branches is not None and question.moved is not None
+    with Arrays(path) as arrays:
+        (cell,) = question.rows[0]
+        size = _size(question, arrays, row, question.rows[0])
+        values = _values(question, arrays, row, cell, question.branches)
+    used = np.isfinite(values).all(1)
+    return Track((cell.weights[used] / size).astype("f4"), values[used].astype("f4"), question.moved)
+
+
 def _tracks(
     question: Question, arrays: Arrays, row: int, cells: tuple[Cell, ...]
 ) -> Iterator[tuple[list[tuple[Floats, Floats]], NDArray[np.bool_]]]:
@@ -274,15 +296,20 @@ def _moved(question: Question, arrays: Arrays, row: int, cells: tuple[Cell, ...]
     """What errors are multiplied with, (step); None where they are relative to the row itself."""
     if question.moved is None or question.latents is None:
         return None
+    apart = 1 if question.branches is not None else question.num_branches
+    return question.moved / _size(question, arrays, row, cells) / apart
+
+
+def _size(question: Question, arrays: Arrays, row: int, cells: tuple[Cell, ...]) -> float:
+    """Mean size of the final latents, times the number of elements of the row."""
     latents = question.latents
-    first = np.eye(question.num_branches)[0]
-    end = np.abs(_values(question, arrays, row, latents, first)[:, -1])
+    assert latents is not None
+    end = np.abs(_values(question, arrays, row, latents, np.eye(question.num_branches)[0])[:, -1])
     there = np.isfinite(end)
     if not there.any():
         raise TraceError(f"{arrays.path}: no sampled latent is finite at the end; dit-analyze check tells more")
     size = np.average(end[there], weights=latents.weights[there]) * sum(cell.weights.sum() for cell in cells)
-    apart = 1 if question.branches is not None else question.num_branches
-    return question.moved / max(size, 1e-30) / apart
+    return max(float(size), 1e-30)
 
 
 def _of_tracks(

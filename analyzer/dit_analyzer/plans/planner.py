@@ -76,7 +76,7 @@ class Planner:
         """The plan with the fewest computed cells whose predicted error, on prompts it is made from, is no larger."""
         for cells in self._sizes(error):
             mask = self._mask(cells)
-            if mask is not None and error_of(self.costs.planning, mask, self.costs.weights) <= error:
+            if mask is not None and self.costs.planning_error(mask) <= error:
                 return self._plan(mask)
         return self._plan(np.ones((len(self.costs.rows), self.costs.num_steps), bool))
 
@@ -95,7 +95,7 @@ class Planner:
     def _sizes(self, error: float) -> Iterable[int]:
         """Numbers of cells, rising, among which is the fewest that keep to an error."""
         weights = self.costs.weights
-        if self.aim != TOTAL:
+        if self.aim != TOTAL or self.costs.tracks:
             return range(self.fewest, self.cells + 1, math.gcd(*weights))
         least = least_totals(self._best, weights, self.cells) / sum(weights)
         return np.flatnonzero(least <= error * (1 + 1e-9)).tolist()
@@ -127,7 +127,8 @@ class Planner:
         kept = {layer for row in rows for layer in row.layers}
         types = {layer.name: layer.type for layer in self.trace.layers if layer.name in kept}
         predicted = _told(expected(costs, mask)) | times_of(self.trace, costs, mask)
-        predicted["planning_error"] = error_of(costs.planning, mask, costs.weights)
+        predicted["planning_error"] = costs.planning_error(mask)
+        predicted["sum_of_errors"] = error_of(costs.planning, mask, costs.weights)
         cheapest = predicted["cheapest_step"] = self.cheapest_step()
         predicted["verdict"] = "cache" if cheapest is not None and cheapest <= WORTH else DO_NOT
         levels = tuple(costs.course.levels.tolist())

@@ -11,6 +11,7 @@ import numpy as np
 from dit_formats.console import plural
 from dit_formats.plan import PlanError
 from dit_formats.reader import Trace
+from dit_formats.targets.traits import TRAITS
 
 from dit_analyzer.plans import magcache
 from dit_analyzer.plans.coefficients import FILE, SHARE, Coefficients
@@ -21,11 +22,6 @@ from dit_analyzer.plans.skips import Skips
 SHARES = (0.25, 0.5)
 THRESHOLDS = (0.03, 0.06, 0.12, 0.24)
 
-FAILS = {
-    "LatteTransformer3DModel": "fails on Latte, which reorders its tokens between blocks (RuntimeError: sizes differ)"
-}
-"""Networks that diffusers 0.42 cannot run it on, and why."""
-
 DIFFUSERS = f"""\
 import json
 
@@ -33,7 +29,10 @@ from diffusers.hooks import MagCacheConfig, apply_mag_cache
 
 with open("{FILE}", encoding="utf-8") as file:
     config = MagCacheConfig(**json.load(file)["config"])
-apply_mag_cache(pipe.transformer, config)
+if hasattr(pipe.transformer, "enable_cache"):  # which also tells guidance branches apart
+    pipe.transformer.enable_cache(config)
+else:
+    apply_mag_cache(pipe.transformer, config)
 """
 COMFYUI = f"# put the row of {FILE} under SUPPORTED_MODELS_MAG_RATIOS in nodes.py of ComfyUI-MagCache\n"
 
@@ -61,9 +60,10 @@ def _refuse(trace: Trace) -> None:
     """PlanError for a network on which diffusers' MagCache ends in an error."""
     networks = trace.run.settings.get("transformers")
     classes = [row.get("class") for row in networks.values()] if isinstance(networks, dict) else []
-    for name in FAILS:
-        if name in classes:
-            raise PlanError(f"{trace.path}: diffusers' MagCache {FAILS[name]}; --force writes it all the same")
+    for name in classes:
+        why = TRAITS[name].mag_cache if name in TRAITS else ""
+        if why:
+            raise PlanError(f"{trace.path}: MagCache cannot run {name}: {why}; --force writes it all the same")
 
 
 def _diffusers(trace: Trace, found: Ratios, threshold: float, quality: tuple[str, ...]) -> Coefficients:

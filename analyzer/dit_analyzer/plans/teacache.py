@@ -208,7 +208,7 @@ def threshold_for(coefficients: ArrayLike, x: Floats, share: float, rule: Rule =
         ValueError: No threshold skips so many.
     """
     steps = x.shape[-1] + 1
-    tried = _reached(np.polyval(np.asarray(coefficients, float), x))
+    tried = reached(np.polyval(np.asarray(coefficients, float), x))
     numbers = skipped(coefficients, x[..., None, :], tried, rule).sum(-1).mean((0, 1))
     enough = np.flatnonzero(numbers >= share * steps - 1e-9)
     if share <= 0 or not len(enough):
@@ -217,7 +217,7 @@ def threshold_for(coefficients: ArrayLike, x: Floats, share: float, rule: Rule =
     return float(tried[enough[0]])
 
 
-def _reached(values: Floats) -> Floats:
+def reached(values: Floats) -> Floats:
     """Thresholds between the smallest step and the sum of all, ascending: quantiles of sums from some step on."""
     rows = np.abs(values).reshape(-1, values.shape[-1])
     sums = np.concatenate([np.cumsum(rows[:, first:], 1).ravel() for first in range(rows.shape[1])])

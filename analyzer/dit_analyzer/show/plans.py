@@ -26,7 +26,7 @@ COMPUTED, LEFT_OUT = "#", "."
 COLUMNS = ("computed", "steps", "left out", "predicted error", "95 % interval", "plan")
 
 MEANT = {
-    "prediction": "relative L1 of the final latents, if errors of single steps add up",
+    "prediction": "relative L1 of the final latents, to first order",
     "outputs": "relative L1 of the layers' outputs, mean over steps and layers",
 }
 

@@ -9,50 +9,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from dit_formats.plan import GRID, LINEAR, STEPS, Plan, PlanError
-from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch import nn
 
 from dit_tracer.recording.clock import Clock
 from dit_tracer.recording.sites import Site, find_attention, find_feed_forward, find_networks
-
-
-@dataclass
-class Kept:
-    """What a module returned in its last two computed calls, the later one last."""
-
-    levels: list[float] = field(default_factory=list)
-    leaves: list[list[Any]] = field(default_factory=list)
-    form: Any = None
-
-    def keep(self, level: float, output: Any) -> None:
-        leaves, self.form = tree_flatten(output)
-        self.levels, self.leaves = [*self.levels[-1:], level], [*self.leaves[-1:], leaves]
-
-    def at(self, level: float, linear: bool) -> Any:
-        """What stands in for the output at a level that is not computed."""
-        if not linear or len(self.levels) < 2:
-            return tree_unflatten(self.leaves[-1], self.form)
-        (before, last), ahead = self.levels, level - self.levels[1]
-        pairs = zip(*self.leaves)
-        return tree_unflatten([_predicted(old, new, ahead / (last - before)) for old, new in pairs], self.form)
-
-    def fits(self, like: tuple[Any, ...]) -> bool:
-        return bool(self.leaves) and self.like == like
-
-    like: tuple[Any, ...] = ()
-
-
-def _predicted(old: Any, new: Any, ahead: float) -> Any:
-    """The line through two values, prolonged; computed in float32 where their type is narrower."""
-    if not isinstance(new, Tensor) or not new.is_floating_point() or old.shape != new.shape:
-        return new
-    wide = torch.promote_types(new.dtype, torch.float32)
-    return torch.lerp(old.to(wide), new.to(wide), 1 + ahead).to(new.dtype)
+from dit_tracer.replay.kept import Kept, replaced, shapes
 
 
 class Caching:
@@ -77,7 +41,7 @@ class Caching:
             undo.enter_context(self._clock)
             for module, mask in self._masks.items():
                 if not all(mask):
-                    undo.callback(_replaced(module, self._wrapped(module, mask)))
+                    undo.callback(replaced(module, self._wrapped(module, mask)))
             self._undo = undo.pop_all()
         return self
 
@@ -113,14 +77,13 @@ class Caching:
             key = module, self._clock.network, self._clock.branches
             place = self._calls[key, step] = self._calls.get((key, step), -1) + 1
             kept = self._kept.setdefault((*key, place), Kept())
-            like = _shapes((args, kwargs))
+            like = shapes((args, kwargs))
             if not mask[step] and kept.fits(like):
                 self.left_out += 1
                 return kept.at(self._plan.levels[step], linear)
             self.computed += 1
             output = forward(*args, **kwargs)
-            kept.like = like
-            kept.keep(self._plan.levels[step], output)
+            kept.keep(self._plan.levels[step], output, like)
             return output
 
         return cached
@@ -130,23 +93,3 @@ def sites_of(networks: dict[str, nn.Module]) -> dict[str, Site]:
     """Attention layers and the feed-forward networks beside them, by name."""
     attention = find_attention(networks)
     return {site.name: site for site in (*attention, *find_feed_forward(networks, attention))}
-
-
-def _replaced(module: nn.Module, forward: Callable[..., Any]) -> Callable[[], None]:
-    """Put a function in place of a module's own forward; gives what undoes it."""
-    own = vars(module).get("forward")
-    module.forward = forward
-
-    def undo() -> None:
-        if own is None:
-            del module.forward
-        else:
-            module.forward = own
-
-    return undo
-
-
-def _shapes(value: Any) -> tuple[Any, ...]:
-    """Shapes of the tensors among a call's arguments: what was kept of others may not stand in."""
-    leaves, _ = tree_flatten(value)
-    return tuple(leaf.shape for leaf in leaves if isinstance(leaf, Tensor))

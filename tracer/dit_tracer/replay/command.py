@@ -14,7 +14,8 @@ from typing import Any
 import click
 from dit_formats.console import plural
 from dit_formats.errors import ConflictError
-from dit_formats.plan import Plan, read_plan
+from dit_formats.plan import Plan, PlanError
+from dit_formats.policy import Policy, read_either
 from dit_formats.publish import published
 
 from dit_tracer.calls import parameters
@@ -23,7 +24,7 @@ from dit_tracer.models.catalog import Model
 from dit_tracer.replay import report
 from dit_tracer.replay.comparing import Outcome, compare, refuse_another, refuse_other_arguments
 from dit_tracer.replay.quality import learned_similarity
-from dit_tracer.replay.schedules import Schedule, baselines, of_plan
+from dit_tracer.replay.schedules import Schedule, baselines, of_plan, of_policy
 from dit_tracer.work import Task, Work, requests_of
 from dit_tracer.work import plan as planned_work
 
@@ -62,8 +63,10 @@ class Ask:
 
 def replay(ask: Ask) -> int:
     """Run plans for real and print what came of it."""
-    plans = [read_plan(path) for path in ask.plans]
+    given = [read_either(path) for path in ask.plans]
+    plans = [one.static if isinstance(one, Policy) else one for one in given]
     _refuse_existing(ask)
+    _refuse_engine(ask, given)
     first = plans[0]
     similarity = learned_similarity() if ask.lpips else None
     work = _work(ask, plans)
@@ -77,19 +80,26 @@ def replay(ask: Ask) -> int:
         refuse_other_arguments(first, work.shared)
         for plan in plans:
             refuse_another(plan, pipeline, ask.model.name, _timesteps(pipeline, call, plan))
-    schedules, reasons = _schedules(ask, plans, pipeline)
+    schedules, reasons = _schedules(ask, given, pipeline)
     with _progress(len(tasks), ask.quiet) as bar:
         outcomes = compare(pipeline, tasks, call, schedules, similarity=similarity, done=bar)
     _tell(ask, first, tasks, outcomes, reasons)
     return 0
 
 
-def _schedules(ask: Ask, plans: list[Plan], pipeline: Any) -> tuple[list[Schedule], dict[str, str]]:
-    names = ["plan"] if len(plans) == 1 else [path.stem for path in ask.plans]
-    found = [of_plan(name, plan, ask.engine) for name, plan in zip(names, plans)]
+def _schedules(ask: Ask, given: list[Plan | Policy], pipeline: Any) -> tuple[list[Schedule], dict[str, str]]:
+    """What was given, each policy with its static plan, and other methods that compute as much as the first."""
+    alone, found = len(given) == 1, []
+    for path, one in zip(ask.plans, given):
+        if isinstance(one, Policy):
+            names = ("policy", "static plan") if alone else (path.stem, f"{path.stem}, static plan")
+            found += of_policy(*names, one)
+        else:
+            found.append(of_plan("plan" if alone else path.stem, one, ask.engine))
     if ask.alone:
         return found, {}
-    others, reasons = baselines(plans[0], pipeline)
+    first = given[0].static if isinstance(given[0], Policy) else given[0]
+    others, reasons = baselines(first, pipeline)
     return found + others, reasons
 
 
@@ -139,6 +149,12 @@ def _progress(length: int, quiet: bool) -> Iterator[Callable[[], object]]:
         return
     with click.progressbar(length=length, label="replaying", file=sys.stderr) as bar:
         yield lambda: bar.update(1)
+
+
+def _refuse_engine(ask: Ask, given: list[Plan | Policy]) -> None:
+    for path, one in zip(ask.plans, given):
+        if ask.engine and isinstance(one, Policy):
+            raise PlanError(f"{path}: {ask.engine} runs no online rule of ours; replay it without --engine")
 
 
 def _refuse_existing(ask: Ask) -> None:

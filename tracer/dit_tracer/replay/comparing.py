@@ -21,6 +21,9 @@ from dit_tracer.work import Task
 KEPT = 4
 """Prompts of which pictures are kept, for the grid."""
 
+SHARE = "share"
+"""Name of the measure that says how much was computed, where it varies by prompt."""
+
 NEAR = 1e-3
 """By how much, relative to the largest, timesteps may differ from those of the plan."""
 
@@ -30,8 +33,9 @@ class Outcome:
     """What came of one schedule.
 
     Args:
-        share: Evaluations of layers that were computed, as a share of those of the uncached generation.
-        measures: By name, a value for each prompt.
+        share: Evaluations of layers that were computed, as a share of those of the uncached generation; of a policy,
+            the mean over prompts of the steps that were.
+        measures: By name, a value for each prompt; of a policy, its share too.
         pictures: Of the first prompts.
     """
 
@@ -77,8 +81,11 @@ def compare(
     for task in tasks:
         reference = made(pipeline, task, call)
         for outcome in outcomes:
-            with outcome.schedule.work(pipeline):
+            with outcome.schedule.work(pipeline) as running:
                 found = made(pipeline, task, call | outcome.schedule.call)
+            if outcome.schedule.policy is not None:
+                outcome.measures.setdefault(SHARE, []).append(running.computed_share)
+                outcome.share = float(np.mean(outcome.measures[SHARE]))
             for name, value in compared(found, reference, similarity).items():
                 outcome.measures.setdefault(name, []).append(value)
             if len(outcome.pictures) < KEPT:
@@ -89,6 +96,8 @@ def compare(
 
 
 def _share(pipeline: Any, schedule: Schedule, task: Task, call: dict[str, Any], whole: int) -> float:
+    if schedule.policy is not None:
+        return float("nan")  # it varies by prompt, and is told by each
     with schedule.work(pipeline):
         return evaluations(pipeline, task, call | schedule.call) / max(whole, 1)
 

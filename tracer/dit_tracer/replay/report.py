@@ -11,7 +11,7 @@ from dit_formats.console import harmless
 from dit_formats.plan import Plan
 from scipy.stats import spearmanr
 
-from dit_tracer.replay.comparing import Outcome
+from dit_tracer.replay.comparing import SHARE, Outcome
 from dit_tracer.replay.quality import Mean
 from dit_tracer.replay.schedules import UNCACHED
 
@@ -40,8 +40,12 @@ def findings(outcomes: Sequence[Outcome]) -> Iterator[str]:
     plan = ours.schedule.plan
     if plan is not None and plan.predicted.get("verdict") == "do not cache":
         yield "verdict of the plan: do not cache; " + _cheapest(plan)
-    others = [one for one in outcomes if one.schedule.plan is None and one.schedule.name != UNCACHED]
+    yield from _online(outcomes)
+    own = [one for one in outcomes if one.schedule.plan is not None or one.schedule.policy is not None]
+    others = [one for one in outcomes if one not in own and one.schedule.name != UNCACHED]
     if others:
+        if any(one.schedule.policy for one in own):
+            yield f"of {ours.schedule.name}:"
         yield _beaten("prompt by prompt", [one for one in others if one.against(ours).low > 1], others)
         apart = [one for one in others if ours.mean("error").high < one.mean("error").low]
         yield _beaten("by means whose intervals do not overlap", apart, others)
@@ -51,6 +55,23 @@ def findings(outcomes: Sequence[Outcome]) -> Iterator[str]:
     rank = rank_of(outcomes)
     if rank is not None:
         yield f"predicted and measured errors of {rank[1]} plans rank alike: Spearman {rank[0]:.3f}"
+
+
+def _online(outcomes: Sequence[Outcome]) -> Iterator[str]:
+    """How each policy stands to its static plan, and how much it really computed."""
+    for one in outcomes:
+        policy = one.schedule.policy
+        static = next((other for other in outcomes if policy and other.schedule.plan is policy.static), None)
+        if static is None:
+            continue
+        against, predicted = one.against(static), policy.predicted.get("computed_share", {}).get("value")
+        better = one if against.high < 1 else static if against.low > 1 else None
+        told = "neither is better" if better is None else f"{better.schedule.name} is better"
+        expected = "" if predicted is None else f", {predicted:.1%} predicted"
+        yield (
+            f"{one.schedule.name} computed {_interval(one.mean(SHARE), '{:.1%}')}{expected}, {static.schedule.name} "
+            f"{static.share:.1%}: {_interval(against, '{:.2f}')} times its error, so {told}"
+        )
 
 
 def _beaten(how: str, beaten: list[Outcome], others: list[Outcome]) -> str:
@@ -83,7 +104,7 @@ def as_json(outcomes: Sequence[Outcome], reasons: dict[str, str], told: dict[str
 
 
 def _record(one: Outcome, ours: Outcome | None) -> dict[str, Any]:
-    plan = one.schedule.plan
+    plan = one.schedule.plan or one.schedule.policy
     means = {name: one.mean(name).as_json() for name in one.measures}
     predicted = {name: plan.predicted.get(name) for name in ("error", "low", "high", "seconds")} if plan else None
     against = one.against(ours).as_json() if ours is not None and one is not ours else None
@@ -106,7 +127,7 @@ def _row(one: Outcome, ours: Outcome | None) -> tuple[str, ...]:
     )
     return (
         harmless(one.schedule.name),
-        f"{one.share:.1%}",
+        _interval(one.mean(SHARE), "{:.1%}") if SHARE in one.measures else f"{one.share:.1%}",
         _interval(one.speed, "{:.2f}"),
         _interval(one.mean("error"), "{:.4f}"),
         against,

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from dit_formats.plan import GRID, LINEAR, REUSE, STEPS, TYPES, Plan, PlanError, Row
+from dit_formats.policy import Policy
 from dit_formats.targets import broadcast, cache_dit, export, mag_cache
 from numpy.typing import NDArray
 
@@ -18,6 +19,7 @@ from dit_tracer.engines import ENGINES
 from dit_tracer.recording.sites import find_networks
 from dit_tracer.replay.caching import Caching, sites_of
 from dit_tracer.replay.grid import chosen_steps
+from dit_tracer.replay.online import Online
 
 UNCACHED = "uncached"
 GATE = 0.4
@@ -51,6 +53,7 @@ class Schedule:
         note: What is special about it, for the reader of a table.
         mask: The steps of a schedule by whole steps, (step).
         plan: What it was made from, where it is a plan of ours.
+        policy: The same of an online rule, whose block gives what it computed in the last generation.
     """
 
     name: str
@@ -59,6 +62,7 @@ class Schedule:
     note: str = ""
     mask: tuple[bool, ...] = ()
     plan: Plan | None = None
+    policy: Policy | None = None
 
 
 class Impossible(Exception):
@@ -79,6 +83,18 @@ def of_plan(name: str, plan: Plan, engine: str = "") -> Schedule:
         levels = f"{sum(mask)} of {len(mask)} noise levels"
         return Schedule(name, partial(chosen_steps, compute=mask), note=levels, mask=mask, plan=plan)
     return Schedule(name, partial(_cached, plan), mask=mask, plan=plan)
+
+
+def of_policy(name: str, static: str, policy: Policy) -> list[Schedule]:
+    """An online rule, and the static plan of the same share beside it, by these names."""
+    note = f"{policy.signal} below {policy.threshold:.3g}"
+    return [Schedule(name, partial(_online, policy), note=note, policy=policy), of_plan(static, policy.static)]
+
+
+@contextmanager
+def _online(policy: Policy, pipeline: Any) -> Iterator[Online]:
+    with Online(pipeline, policy) as running:
+        yield running
 
 
 @contextmanager
