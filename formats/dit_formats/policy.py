@@ -132,7 +132,7 @@ def to_json(policy: Policy) -> str:
     static = plans.to_data(policy.static)
     own = {name: value for name, value in vars(policy).items() if name not in ("request", "static")}
     data = {"format": FORMAT, "version": VERSION, "request": static["request"], **own, "static": static}
-    return json.dumps(data, indent=1, ensure_ascii=False)
+    return json.dumps(plans.finite(data), indent=1, allow_nan=False)
 
 
 def read_policy(path: Path) -> Policy:
