@@ -40,6 +40,7 @@ ATTEMPTS = {
     "outputs, reused, minimax": Asked(budget=HALF, signal="outputs", predictor=REUSE, aim="minimax"),
     "outputs, linear": Asked(budget=HALF, signal="outputs", predictor=LINEAR),
     "prediction, reused": Asked(budget=HALF, signal="prediction", predictor=REUSE),
+    "prediction, linear, all errors alike": Asked(budget=HALF, undone=0.0),
     "prediction, linear": Asked(budget=HALF),
     "prediction, linear, minimax": Asked(budget=HALF, aim="minimax"),
     "prediction, linear, change points": Asked(budget=HALF, change_points=True),

@@ -10,7 +10,7 @@ from dit_formats.reader import Trace
 
 from dit_analyzer.plans.costs import Costs, costs_of
 from dit_analyzer.plans.optimise import TOTAL
-from dit_analyzer.plans.planner import Planner
+from dit_analyzer.plans.planner import UNDONE, Planner
 
 SHARE = 0.5
 """Of the layers' evaluations that a plan computes, unless told otherwise."""
@@ -28,6 +28,7 @@ class Asked:
         change_points: Whether the steps after changes of all layers together are always computed.
         compute: Further steps that are.
         steps: Another number of steps than the trace has.
+        undone: As `Planner` has it.
         targets: What the plan will be exported to; decides between reuse and prediction where that is left open.
     """
 
@@ -42,6 +43,7 @@ class Asked:
     compute: tuple[int, ...] = ()
     steps: int | None = None
     targets: tuple[str, ...] = ()
+    undone: float = UNDONE
 
     def predicts(self, trace: Trace) -> str:
         """How values that are left out are made up."""
@@ -70,7 +72,7 @@ def planner_of(trace: Trace, asked: Asked, dask: Any = None) -> Planner:
         PlanError: A step that shall be computed does not exist.
     """
     costs = costs_of(trace, asked.granularity, asked.predicts(trace), asked.signal, asked.steps, dask)
-    return Planner(trace, costs, asked.aim, _forced(trace, costs, asked, dask), asked.told())
+    return Planner(trace, costs, asked.aim, _forced(trace, costs, asked, dask), asked.told(), asked.undone)
 
 
 def plan_of(planner: Planner, asked: Asked) -> Plan:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from dit_analyzer.plans import magcache
 from dit_analyzer.plans.costs import Costs, Expected, error_of, expected
 from dit_analyzer.plans.course import OutOfReachError
+from dit_analyzer.plans.errors import PREDICTION
 from dit_analyzer.plans.optimise import TOTAL, Best, allotted, best_plans, least_totals
 from dit_analyzer.plans.times import times_of
 
@@ -29,7 +30,13 @@ WORTH = 0.05
 
 DO_NOT = "do not cache"
 
+UNDONE = 0.5
+"""Steps are chosen as if an error of the prediction counted by 1 / level ** `UNDONE`: what goes wrong while there is
+much noise, the steps that follow partly undo; what goes wrong at the end stays. Tried on the bundled models
+(docs/plans.md)."""
+
 Mask = NDArray[np.bool_]
+Floats = NDArray[np.float64]
 
 
 @dataclass
@@ -40,6 +47,7 @@ class Planner:
         aim: One of `optimise.AIMS`.
         forced: Steps that are always computed, and why.
         asked: What the command asked for, to be told in the plan.
+        undone: Power of the level by which early errors of the prediction count less; 0 for none.
     """
 
     trace: Trace
@@ -47,9 +55,11 @@ class Planner:
     aim: str = TOTAL
     forced: dict[int, str] = field(default_factory=dict)
     asked: dict[str, Any] = field(default_factory=dict)
+    undone: float = UNDONE
 
     def __post_init__(self) -> None:
-        self._best = [best_plans(errors, sorted(self.forced), self.aim) for errors in self.costs.planning]
+        counted = self.costs.planning * self._counts
+        self._best = [best_plans(errors, sorted(self.forced), self.aim) for errors in counted]
         self._ratios = _ratios(self.trace, self.costs.num_steps)
 
     @property
@@ -86,16 +96,24 @@ class Planner:
 
     def cheapest_step(self) -> float | None:
         """What leaving out the one cheapest step costs, mean over layers; None if none may be left out."""
-        found = [row[-2] if row[1:] else None for row in self._best]
-        costs = [np.sum(best.label) for best in found if best is not None]
-        return float(np.average(costs, weights=self.costs.weights)) if len(costs) == len(found) else None
+        rows = [row[-2] if len(row) > 1 else None for row in self._best]
+        known = [best.compute for best in rows if best is not None]
+        return self.costs.planning_error(np.array(known)) if len(known) == len(rows) else None
+
+    @property
+    def _counts(self) -> Floats:
+        """How much an error counts where steps are chosen, (step)."""
+        levels = np.abs(self.costs.course.levels)
+        if self.costs.signal != PREDICTION or self.costs.course.weights is None:
+            return np.ones(len(levels))
+        return np.maximum(levels / levels.max(), 1e-3) ** -self.undone
 
     # ------------------------------------------------------------------------
 
     def _sizes(self, error: float) -> Iterable[int]:
         """Numbers of cells, rising, among which is the fewest that keep to an error."""
         weights = self.costs.weights
-        if self.aim != TOTAL or self.costs.tracks:
+        if self.aim != TOTAL or self.costs.signal == PREDICTION:
             return range(self.fewest, self.cells + 1, math.gcd(*weights))
         least = least_totals(self._best, weights, self.cells) / sum(weights)
         return np.flatnonzero(least <= error * (1 + 1e-9)).tolist()
@@ -208,6 +226,7 @@ def _made(planner: Planner) -> dict[str, Any]:
         "trace_signature": planner.trace.run.signature,
         "signal": costs.signal,
         "aim": planner.aim,
+        "undone": planner.undone,
         "forced": {str(step): why for step, why in sorted(planner.forced.items())},
         "prompts": {"planned": len(costs.planned_with), "held_out": len(costs.held)},
         "seen": [text_hash(prompts[place].text) for place in (*costs.planned_with, *costs.held)],
