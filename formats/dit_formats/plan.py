@@ -176,7 +176,7 @@ def as_text(data: dict[str, Any]) -> str:
 
 
 def to_data(plan: Plan) -> dict[str, Any]:
-    """The same before it is text."""
+    """The same before it is text; what is not finite is null."""
     data = {"format": FORMAT, "version": VERSION, **asdict(plan)}
     data["rows"] = [
         {"name": row.name, "layers": row.layers, "compute": [int(c) for c in row.compute]} for row in plan.rows
@@ -184,12 +184,12 @@ def to_data(plan: Plan) -> dict[str, Any]:
     return data
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """JSON has no NaN and no infinity: null stands for both, as for the first sigma of a schedule without signal."""
     if isinstance(value, dict):
-        return {name: _finite(one) for name, one in value.items()}
+        return {name: finite(one) for name, one in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(one) for one in value]
+        return [finite(one) for one in value]
     return None if isinstance(value, float) and not np.isfinite(value) else value
 
 

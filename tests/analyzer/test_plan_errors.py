@@ -113,6 +113,21 @@ def test_the_error_of_a_plan_is_the_sum_over_what_it_leaves_out(traced: Callable
     assert error_of(costs.planning, np.ones((2, 5), bool), costs.weights) == 0
 
 
+@pytest.mark.parametrize("predictor", ["reuse", "linear"])
+def test_errors_of_whole_steps_cancel_position_by_position(traced: Callable[..., Trace], predictor: str) -> None:
+    linear, mask = predictor == "linear", np.array([[True, False, True, False, False]])
+    with traced(2) as trace:
+        costs = costs_of(trace, predictor=predictor)
+        course, stack, sites = costs.course, trace.samples(STACK, 0)[:, 0].astype(float), trace.sites()
+    (cond, uncond), end = stack[:, sites.index("prediction")], stack[0, sites.index("model_input")][:, -1]
+    guided, moved = cond + 2 * (cond - uncond), 0.0
+    for before, last, step in ((0, 0, 1), (0, 2, 3), (0, 2, 4)):
+        wrong = stand_in(guided, course.levels, before, last, step, linear) - guided[:, step]
+        moved = moved + course.weights[step] * wrong
+    assert costs.planning_error(mask) == pytest.approx(np.abs(moved).mean() / np.abs(end).mean(), rel=1e-5)
+    assert costs.planning_error(mask) <= error_of(costs.planning, mask, [2]) * (1 + 1e-6)
+
+
 # Courses ---------------------------------------------------------------------------
 
 
