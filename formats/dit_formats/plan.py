@@ -172,7 +172,7 @@ def to_json(plan: Plan) -> str:
 
 def as_text(data: dict[str, Any]) -> str:
     """JSON, with null for what is not finite."""
-    return json.dumps(_finite(data), indent=1, allow_nan=False)
+    return json.dumps(finite(data), indent=1, allow_nan=False)
 
 
 def to_data(plan: Plan) -> dict[str, Any]:

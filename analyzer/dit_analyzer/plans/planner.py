@@ -95,7 +95,7 @@ class Planner:
         return [self.with_share(share) for share in SHARES]
 
     def cheapest_step(self) -> float | None:
-        """What leaving out the one cheapest step costs; None if none may be left out."""
+        """What leaving out the one cheapest step costs, mean over layers; None if none may be left out."""
         rows = [row[-2] if len(row) > 1 else None for row in self._best]
         known = [best.compute for best in rows if best is not None]
         return self.costs.planning_error(np.array(known)) if len(known) == len(rows) else None
