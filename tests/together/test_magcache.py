@@ -19,6 +19,7 @@ from dit_formats.plan import PlanError
 from dit_tracer.models.catalog import find
 from dit_tracer.models.loading import load
 
+pytestmark = pytest.mark.slow
 STEPS = 12
 PROMPTS = ("a red three", "two blue sevens")
 

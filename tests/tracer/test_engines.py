@@ -31,6 +31,11 @@ PER_LAYER = ("smoothcache", "diffusers-pab", "diffusers-taylorseer")
 FIVE = ("flux.1-dev", "pixart-alpha", "sd3", "cogvideox-5b", "mochi-1-preview")
 
 
+def later(*names: str) -> list[Any]:
+    """Further twins, in the longer run of tests."""
+    return [pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
 def generate(pipeline: Any, name: str, **changes: Any) -> torch.Tensor:
     """Final latents of a twin."""
     call = find(f"tiny:{name}").call | {"num_inference_steps": STEPS_RUN, "output_type": "latent"} | changes
@@ -86,7 +91,7 @@ def proven(twin: tuple[str, Any], plan: Plan, target: str) -> Export:
     return exported
 
 
-@pytest.mark.parametrize("twin", [*FIVE, "latte-1", "wan2.1", "sana"], indirect=True)
+@pytest.mark.parametrize("twin", [*FIVE, *later("latte-1", "wan2.1", "sana")], indirect=True)
 def test_counting_sees_every_layer_in_every_step(twin: tuple[str, Any]) -> None:
     name, pipeline = twin
     with counting(pipeline) as counted:
@@ -100,13 +105,13 @@ def test_counting_sees_every_layer_in_every_step(twin: tuple[str, Any]) -> None:
     assert counted.feed_forward == (len(layers_of(pipeline)) * STEPS_RUN * calls * halves - attention) // halves
 
 
-@pytest.mark.parametrize("twin", [*FIVE, "sd3.5", "wan2.1", "qwen-image", "lumina2", "z-image", "ltx", "sana"],
+@pytest.mark.parametrize("twin", [*FIVE, *later("sd3.5", "wan2.1", "qwen-image", "lumina2", "z-image", "ltx", "sana")],
                          indirect=True)  # fmt: skip
 def test_cache_dit_computes_what_its_export_says(twin: tuple[str, Any]) -> None:
     proven(twin, by_steps(twin[1]), "cache-dit")
 
 
-@pytest.mark.parametrize("twin", [*FIVE, "sd3.5", "wan2.1", "qwen-image", "ltx"], indirect=True)
+@pytest.mark.parametrize("twin", [*FIVE, *later("sd3.5", "wan2.1", "qwen-image", "ltx")], indirect=True)
 def test_mag_cache_computes_what_its_export_says(twin: tuple[str, Any]) -> None:
     proven(twin, by_steps(twin[1]), "diffusers")
 
@@ -131,20 +136,24 @@ def test_branches_in_calls_of_their_own_follow_the_plan_alike(
     assert [counted.by_layer[layer] for layer in exported.layers] == (calls * exported.computed).tolist()
 
 
-@pytest.mark.parametrize("twin", [*FIVE, "sd3.5", "latte-1", "open-sora", "z-image", "ltx", "sana"], indirect=True)
+@pytest.mark.parametrize(
+    "twin", [*FIVE, *later("sd3.5", "latte-1", "open-sora", "z-image", "ltx", "sana")], indirect=True
+)
 def test_smoothcache_computes_a_plan_of_layers_as_it_is(twin: tuple[str, Any]) -> None:
     plan = by_layers(twin[1])
     exported = proven(twin, plan, "smoothcache")
     assert (exported.computed == planned(plan)).all()
 
 
-@pytest.mark.parametrize("twin", [*FIVE, "sd3.5", "latte-1", "open-sora", "z-image", "ltx", "sana"], indirect=True)
+@pytest.mark.parametrize(
+    "twin", [*FIVE, *later("sd3.5", "latte-1", "open-sora", "z-image", "ltx", "sana")], indirect=True
+)
 def test_broadcasting_computes_what_its_export_says(twin: tuple[str, Any]) -> None:
     exported = proven(twin, by_layers(twin[1]), "diffusers-pab")
     assert any("feed-forward" in sentence for sentence in exported.lost)
 
 
-@pytest.mark.parametrize("twin", [*FIVE, "latte-1", "open-sora", "wan2.1", "qwen-image", "z-image", "ltx", "sana"],
+@pytest.mark.parametrize("twin", [*FIVE, *later("latte-1", "open-sora", "wan2.1", "qwen-image", "z-image", "ltx", "sana")],
                          indirect=True)  # fmt: skip
 def test_taylorseer_computes_what_its_export_says(twin: tuple[str, Any]) -> None:
     proven(twin, by_layers(twin[1], predictor="linear"), "diffusers-taylorseer")
