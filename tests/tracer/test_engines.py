@@ -153,8 +153,9 @@ def test_broadcasting_computes_what_its_export_says(twin: tuple[str, Any]) -> No
     assert any("feed-forward" in sentence for sentence in exported.lost)
 
 
-@pytest.mark.parametrize("twin", [*FIVE, *later("latte-1", "open-sora", "wan2.1", "qwen-image", "z-image", "ltx", "sana")],
-                         indirect=True)  # fmt: skip
+@pytest.mark.parametrize(
+    "twin", [*FIVE, *later("latte-1", "open-sora", "wan2.1", "qwen-image", "z-image", "ltx", "sana")], indirect=True
+)
 def test_taylorseer_computes_what_its_export_says(twin: tuple[str, Any]) -> None:
     proven(twin, by_layers(twin[1], predictor="linear"), "diffusers-taylorseer")
 
