@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from dit_analyzer.plans.asked import Asked, plan_of, planner_of
 from dit_formats.plan import GRID, LAYERS, LINEAR, REUSE, TYPES, Plan
@@ -30,6 +31,7 @@ from dit_tracer.replay import report
 from dit_tracer.replay.comparing import Outcome, compare
 from dit_tracer.replay.schedules import Schedule, baselines, of_plan
 from dit_tracer.work import Task
+from matplotlib.figure import Figure
 
 MODELS = ("digits-flux", "digits-pixart", "digits-latte")
 STEPS, HALF = 28, 14
@@ -229,18 +231,48 @@ def table(rows: list[dict[str, Any]]) -> Iterator[str]:
         yield f"| {' | '.join(shown(one.get(name, '')) for name in names)} |"
 
 
+def draw(found: dict[str, Any], path: Path) -> None:
+    """Measured against predicted errors of the plans by steps, and both against the computed share."""
+    figure = Figure((8.2, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for place, (name, tables) in enumerate(found.items()):
+        points = next((one["points"] for one in tables.get("ranks", ()) if one["curve"] == "by steps"), [])
+        if not points:
+            continue
+        computed, predicted, measured = (
+            np.array([p[key] for p in points]) for key in ("computed", "predicted", "error")
+        )
+        left.plot(predicted, measured, "o", markersize=4, color=f"C{place}", label=name)
+        right.plot(computed, measured, "o-", markersize=4, color=f"C{place}", label=f"{name}, measured")
+        right.plot(computed, predicted, "--", linewidth=1, color=f"C{place}")
+    ends = [1e-4, 1]
+    left.plot(ends, ends, color="grey", linewidth=0.8)
+    left.set(xscale="log", yscale="log", xlabel="predicted on held-out prompts", ylabel="measured on 32 other prompts")
+    right.set(yscale="log", xlabel="computed share of evaluations", ylabel="relative L1 of final latents")
+    right.plot([], [], "--", linewidth=1, color="grey", label="predicted")
+    right.invert_xaxis()
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=150)
+
+
 def shown(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("study", type=Path)
+    parser.add_argument("study", type=Path, nargs="?", default=Path("digits"))
     parser.add_argument("--models", default=",".join(MODELS))
     parser.add_argument("--tables", default=",".join(TABLES))
     parser.add_argument("--prompts", type=int, default=32)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=Path, help="write all numbers there")
+    parser.add_argument("--draw", type=Path, nargs="+", metavar=("PNG", "JSON"), help="only draw what was written")
     options = parser.parse_args()
+    if options.draw:
+        picture, *files = options.draw
+        return draw({k: v for file in files for k, v in json.loads(file.read_text()).items()}, picture)
     torch.set_grad_enabled(False)
     found: dict[str, Any] = {}
     for name in options.models.split(","):
