@@ -1,7 +1,8 @@
 """What plans are worth on the bundled models: every number of docs/plans.md.
 
     dit-trace study digits -o digits
-    python benchmarks/plans.py digits [--models digits-flux] [--prompts 32] [--json FILE]
+    python benchmarks/plans.py digits --json all.json
+    python benchmarks/plans.py digits --tables others --skip 32      # on prompts that no choice was made on
 
 Plans are made from the study's traces and run on prompts that no trace has. Tables: attempts at the cost, half of the
 evaluations computed; the best against what others do with as much; ranks of predicted and measured errors along the
@@ -63,13 +64,14 @@ class Bench:
     folder: Path
     name: str
     prompts: int
+    skipped: int = 0
 
     def __post_init__(self) -> None:
         self.model = find(self.name)
         self.pipeline = load(self.model, device="cpu")
         self.own = self.pipeline.scheduler
         with self.trace() as trace:
-            seen = len(trace.prompts)
+            seen = len(trace.prompts) + self.skipped
         assert self.model.captions is not None
         self.tasks = [Task(text, 42) for text in self.model.captions(seen + self.prompts)[seen:]]
 
@@ -267,6 +269,7 @@ def main() -> None:
     parser.add_argument("--models", default=",".join(MODELS))
     parser.add_argument("--tables", default=",".join(TABLES))
     parser.add_argument("--prompts", type=int, default=32)
+    parser.add_argument("--skip", type=int, default=0, help="prompts left out, that choices were made on")
     parser.add_argument("--json", type=Path, help="write all numbers there")
     parser.add_argument("--draw", type=Path, nargs="+", metavar=("PNG", "JSON"), help="only draw what was written")
     options = parser.parse_args()
@@ -276,7 +279,7 @@ def main() -> None:
     torch.set_grad_enabled(False)
     found: dict[str, Any] = {}
     for name in options.models.split(","):
-        bench = Bench(options.study, name, options.prompts)
+        bench = Bench(options.study, name, options.prompts, options.skip)
         for title in options.tables.split(","):
             rows = list(TABLES[title](bench))
             found.setdefault(name, {})[title] = rows
