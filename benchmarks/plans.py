@@ -18,6 +18,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -129,8 +130,7 @@ def transfers(bench: Bench) -> Iterator[dict[str, Any]]:
     own = bench.plan(best)
     foreign = {f"of {name}": Bench.plan(_Elsewhere(bench.folder, name), best) for name in MODELS if name != bench.name}
     foreign |= {f"of {tail}": bench.plan(best, tail) for tail in _tails(bench)}
-    with bench.trace() as trace:
-        foreign["of one prompt"] = plan_of(planner_of(_First(trace), best), best)
+    foreign["of one prompt"] = of_one_prompt(bench, best)
     carried = [of_plan(name, borrowed(plan, own)) for name, plan in foreign.items()]
     outcomes = bench.run([of_plan("own", own), *carried])
     for one in outcomes:
@@ -179,14 +179,13 @@ class _Elsewhere(Bench):
         self.folder, self.name = folder, name
 
 
-class _First:
-    """A trace of which only the first prompt is known."""
-
-    def __init__(self, trace: Trace) -> None:
-        self._trace, self.prompts, self.rows = trace, trace.prompts[:1], trace.rows[:1]
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._trace, name)
+def of_one_prompt(bench: Bench, asked: Asked) -> Plan:
+    """The plan that a trace of the first prompt alone gives."""
+    with TemporaryDirectory() as folder:
+        shard = bench.trace().rows[0][0].path
+        (Path(folder) / shard.name).symlink_to(shard.absolute())
+        with open_trace(folder) as trace:
+            return plan_of(planner_of(trace, asked), asked)
 
 
 def _tails(bench: Bench) -> list[str]:
