@@ -25,10 +25,12 @@ from dit_analyzer.plans.times import times_of
 SHARES = tuple(np.linspace(1.0, 0.2, 41).round(4).tolist())
 """Computed shares of the plans of a curve."""
 
-WORTH = 0.05
-"""A model is not worth caching if leaving out its one cheapest step already costs more than this."""
+WORTH = 0.01
+"""A model is not worth caching if leaving out its one cheapest step already moves the final latents by more than this:
+with the bundled models, fewer steps are then as good (docs/plans.md)."""
 
-DO_NOT = "do not cache"
+CACHE, DO_NOT, UNKNOWN = "cache", "do not cache", "unknown"
+"""Verdicts; of layers' outputs alone it is not known how far they move the latents."""
 
 UNDONE = 0.5
 """Steps are chosen as if an error of the prediction counted by 1 / level ** `UNDONE`: what goes wrong while there is
@@ -148,7 +150,8 @@ class Planner:
         predicted["planning_error"] = costs.planning_error(mask)
         predicted["sum_of_errors"] = error_of(costs.planning, mask, costs.weights)
         cheapest = predicted["cheapest_step"] = self.cheapest_step()
-        predicted["verdict"] = "cache" if cheapest is not None and cheapest <= WORTH else DO_NOT
+        told = CACHE if costs.signal == PREDICTION else UNKNOWN
+        predicted["verdict"] = told if cheapest is not None and (told == UNKNOWN or cheapest <= WORTH) else DO_NOT
         levels = tuple(costs.course.levels.tolist())
         made = _made(self) | {"asked": self.asked}
         if found := self._ratios and _mag_cache(self._ratios, 1 - float(mask.mean())):

@@ -54,7 +54,7 @@ def lines_of(plan: Plan) -> Iterator[str]:
     if "seconds" in predicted:
         now, before = predicted["seconds"], predicted["seconds_uncached"]
         yield f"time at best {now * 1e3:.0f} ms of {before * 1e3:.0f} ms, {before / max(now, 1e-9):.2f} times as fast"
-    if predicted["verdict"] != "cache":
+    if predicted["verdict"] == "do not cache":
         yield f"verdict: do not cache; {_why_not(predicted['cheapest_step'])}"
 
 

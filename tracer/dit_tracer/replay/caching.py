@@ -15,12 +15,13 @@ from dit_formats.plan import GRID, LINEAR, STEPS, Plan, PlanError
 from torch import nn
 
 from dit_tracer.recording.clock import Clock
+from dit_tracer.recording.patching import around
 from dit_tracer.recording.sites import Site, find_attention, find_feed_forward, find_networks
 from dit_tracer.replay.kept import Kept, replaced, shapes
 
 
 class Caching:
-    """Within a `with` block, a pipeline's generations follow a plan. Call `reset` before each.
+    """Within a `with` block, a pipeline's generations follow a plan, each from its start.
 
     Raises:
         PlanError: The plan names layers that the pipeline does not have.
@@ -28,7 +29,7 @@ class Caching:
 
     def __init__(self, pipeline: Any, plan: Plan) -> None:
         self._plan = plan
-        self._networks = find_networks(pipeline)
+        self._pipeline, self._networks = pipeline, find_networks(pipeline)
         self._clock = Clock(pipeline, self._networks)
         self._masks = self._modules()
         self._kept: dict[tuple[Any, ...], Kept] = {}
@@ -39,6 +40,7 @@ class Caching:
     def __enter__(self) -> Caching:
         with ExitStack() as undo:
             undo.enter_context(self._clock)
+            undo.enter_context(around(type(self._pipeline), "__call__", self._pipeline, self._generate))
             for module, mask in self._masks.items():
                 if not all(mask):
                     undo.callback(replaced(module, self._wrapped(module, mask)))
@@ -48,6 +50,10 @@ class Caching:
     def __exit__(self, *error: object) -> None:
         self._undo.close()
         self._kept.clear()
+
+    def _generate(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        self.reset()
+        return call(*args, **kwargs)
 
     def reset(self) -> None:
         """Back to the first step of a new generation, with nothing kept."""

@@ -20,6 +20,7 @@ from dit_formats.policy import MODULATED, Policy, rule_of
 from torch import Tensor, nn
 
 from dit_tracer.recording.clock import Clock
+from dit_tracer.recording.patching import around
 from dit_tracer.recording.sites import Site, family_of, find_attention, find_blocks, find_networks
 from dit_tracer.replay.kept import Kept, replaced, shapes
 
@@ -43,7 +44,7 @@ class _Call:
 
 
 class Online:
-    """Within a `with` block, a pipeline's generations follow a policy. Call `reset` before each.
+    """Within a `with` block, a pipeline's generations follow a policy, each from its start.
 
     Raises:
         PlanError: A network has no stack of blocks, so that no layer's input can decide.
@@ -51,7 +52,7 @@ class Online:
 
     def __init__(self, pipeline: Any, policy: Policy) -> None:
         self._policy = policy
-        self._networks = find_networks(pipeline)
+        self._pipeline, self._networks = pipeline, find_networks(pipeline)
         self._clock = Clock(pipeline, self._networks)
         self._entrances = self._first_layers() if policy.signal == MODULATED else {}
         self._kept: dict[tuple[Any, ...], Kept] = {}
@@ -66,6 +67,7 @@ class Online:
     def __enter__(self) -> Online:
         with ExitStack() as undo:
             undo.enter_context(self._clock)
+            undo.enter_context(around(type(self._pipeline), "__call__", self._pipeline, self._generate))
             for network in self._networks.values():
                 undo.callback(replaced(network, self._wrapped(network)))
             for module in self._entrances:  # before other hooks, which would see a layer begin that never ends
@@ -79,6 +81,10 @@ class Online:
         self._undo.close()
         self._kept.clear()
         self._before = None, ()
+
+    def _generate(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        self.reset()
+        return call(*args, **kwargs)
 
     def reset(self) -> None:
         """Back to the first step of a new generation, with nothing kept."""
