@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from dit_analyzer.plans import magcache, teacache
-from dit_analyzer.plans.coefficients import COEFFICIENT_TARGETS, FILE, Coefficients
+from dit_analyzer.plans.coefficients import COEFFICIENT_TARGETS, FILE, PYTHON, Coefficients
 from dit_analyzer.plans.teacache import FitError
 from dit_formats import IncompleteError, open_trace
 from dit_formats.plan import PlanError
@@ -180,9 +180,11 @@ def test_a_trace_without_a_stack_is_refused(trace_folder: Path, target: str) -> 
 
 def test_a_network_on_which_diffusers_fails_is_refused(make: Callable[..., Path]) -> None:
     path = make(transformers={"transformer": {"class": "LatteTransformer3DModel"}})
-    with pytest.raises(PlanError, match="cannot run LatteTransformer3DModel.*--force"):
+    with pytest.raises(PlanError, match="cannot run Latte.*--force"):
         written(path, "magcache")
-    assert json.loads(written(path, "magcache", force=True).text)["config"]
+    forced = written(path, "magcache", force=True)
+    assert json.loads(forced.text)["config"]
+    assert not forced.ran_here and forced.lost[0].startswith("written by force: MagCache cannot run Latte")
     assert row_of(written(path, "comfyui-magcache").text)
 
 
@@ -190,6 +192,7 @@ def test_a_network_on_which_diffusers_fails_is_refused(make: Callable[..., Path]
 def test_a_name_from_a_trace_is_text_in_a_file_and_never_code(make: Callable[..., Path], target: str) -> None:
     hostile = 'x"] = 0\nimport os; os.abort()\n#\r\u2028\\'
     made = written(make(model=hostile), target)
+    assert (made.ending == ".py") == (target in PYTHON)
     if made.ending == ".py":
         assert all(isinstance(node, ast.Assign) for node in ast.parse(made.text).body)
     else:

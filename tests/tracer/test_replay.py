@@ -136,7 +136,32 @@ def test_nothing_is_replaced_without_force(home: Path, tmp_path: Path) -> None:
     assert len(list(folder.iterdir())) == 3
 
 
+def test_a_file_where_the_folder_should_be_is_refused_before_anything_runs(home: Path) -> None:
+    assert refused(1, home / "steps.json", "-o", home / "fewer.json").endswith("fewer.json: a file; -o names a folder")
+    assert "a file" in refused(1, home / "steps.json", "-o", home / "fewer.json", "--force")
+
+
+@pytest.mark.parametrize("options", [(), ("--transfer",)])
+def test_plans_of_other_numbers_of_steps_are_not_run_together(
+    home: Path, tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    plan = read_plan(home / "steps.json")
+    five = {"num_steps": 5, "timesteps": plan.request.timesteps[:5], "sigmas": plan.request.sigmas[:5]}
+    row = replace(plan.rows[0], compute=plan.rows[0].compute[:5])
+    shorter = replace(plan, request=replace(plan.request, **five), levels=plan.levels[:5], rows=(row,))
+    write_plan(tmp_path / "shorter.json", shorter)
+    line = refused(1, home / "steps.json", tmp_path / "shorter.json", "-n", 1, "--alone", *options)
+    assert "shorter.json: of 5 steps, and" in line and line.endswith("steps.json of 6; replay them apart")
+
+
+def test_a_scheduler_that_makes_other_steps_is_refused_also_transferred(home: Path) -> None:
+    options = ("--scheduler", "HeunDiscreteScheduler", "--transfer")
+    line = refused(1, home / "steps.json", "digits-pixart", "-n", 1, "--alone", *options)
+    assert "the plan is of 6 steps, and this scheduler makes 11" in line
+
+
 def test_a_table_tells_what_came_of_it(home: Path) -> None:
+    assert "nan" not in run("replay", home / "all.json", home / "steps.json", "-n", 1, "--alone").stdout
     result = run("replay", home / "steps.json", "-n", 2, "--alone")
     first, head, uncached, plan = result.stdout.splitlines()[:4]
     assert first == "digits-flux, 6 steps, 2 prompts"

@@ -59,3 +59,6 @@ A polynomial that tells too little is refused (`FitError`) unless forced; `monot
 change nothing for ratios. `share` is that of the steps which the threshold in the file skips, on average. All raise
 IncompleteError if the trace has no stack or one step only, and PlanError if something is missing at some steps.
 """
+
+PYTHON = ("teacache", "comfyui-teacache", "comfyui-magcache")
+"""Targets whose file is lines of Python, `.py`; that of the others is JSON."""

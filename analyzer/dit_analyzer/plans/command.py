@@ -19,7 +19,7 @@ from dit_formats.reader import Trace
 from dit_formats.targets import TARGETS, export
 
 from dit_analyzer.plans.asked import Asked, plan_of, planner_of
-from dit_analyzer.plans.coefficients import COEFFICIENT_TARGETS, FILE
+from dit_analyzer.plans.coefficients import COEFFICIENT_TARGETS, FILE, PYTHON
 from dit_analyzer.show import plans as show
 
 CURVE, TABLE = "curve", "curve.csv"
@@ -106,7 +106,7 @@ def refuse_existing(path: Path, force: bool) -> None:
 def _beside(output: Path, target: str) -> Path:
     """Name of an export: the plan's, and the target's ending."""
     stem = output.name.removesuffix(".json")
-    ending = TARGETS[target].ending if target in TARGETS else f"{target}.{'py' if 'comfyui' in target else 'json'}"
+    ending = TARGETS[target].ending if target in TARGETS else f"{target}.{'py' if target in PYTHON else 'json'}"
     return output.with_name(f"{stem}.{ending}")
 
 

@@ -49,24 +49,26 @@ def write(
         IncompleteError: No stack, or one step only.
         PlanError: Ratios are missing, or diffusers fails on this network.
     """
-    if target == "magcache" and not force:
-        _refuse(trace)
+    fails = _fails(trace) if target == "magcache" else ""
+    if fails and not force:
+        raise PlanError(f"{trace.path}: MagCache {fails}; --force writes it all the same")
     found = magcache.ratios(trace)
     threshold, chosen = _threshold(found, share)
-    return FORMS[target](trace, found, threshold, (*_quality(trace, found), chosen))
+    return FORMS[target](trace, found, threshold, (*_quality(trace, found), chosen), fails)
 
 
-def _refuse(trace: Trace) -> None:
-    """PlanError for a network on which diffusers' MagCache ends in an error."""
+def _fails(trace: Trace) -> str:
+    """Why diffusers' MagCache does not work with the trace's network; empty where it does, or is not known not to."""
     networks = trace.run.settings.get("transformers")
     classes = [row.get("class") for row in networks.values()] if isinstance(networks, dict) else []
     for name in classes:
         why = TRAITS[name].mag_cache if name in TRAITS else ""
         if why:
-            raise PlanError(f"{trace.path}: MagCache cannot run {name}: {why}; --force writes it all the same")
+            return f"cannot run {name}: {why}"
+    return ""
 
 
-def _diffusers(trace: Trace, found: Ratios, threshold: float, quality: tuple[str, ...]) -> Coefficients:
+def _diffusers(trace: Trace, found: Ratios, threshold: float, quality: tuple[str, ...], fails: str) -> Coefficients:
     """Arguments of `MagCacheConfig`, the ratios of the branches beside them."""
     config = {
         "threshold": threshold,
@@ -76,6 +78,7 @@ def _diffusers(trace: Trace, found: Ratios, threshold: float, quality: tuple[str
         "mag_ratios": _rounded(found.joint),
     }
     lost = [
+        *([f"written by force: MagCache {fails}"] if fails else []),
         "the stack of blocks is skipped as a whole, in all branches alike",
         f"the ratios are for {plural(trace.num_steps, 'step')}: for another number the nearest are taken, unsaid",
     ]
@@ -84,10 +87,10 @@ def _diffusers(trace: Trace, found: Ratios, threshold: float, quality: tuple[str
         lost += ["a pipeline with a call for each branch needs a cache context for each, else steps count twice"]
     by_branch = dict(zip(found.branches, map(_rounded, found.ratios)))
     data = {"config": config, "ratios_by_branch": by_branch, "ditscope": told_of(trace, quality, lost)}
-    return Coefficients(as_json(data), ".json", quality, tuple(lost), DIFFUSERS, ran_here=True)
+    return Coefficients(as_json(data), ".json", quality, tuple(lost), DIFFUSERS, ran_here=not fails)
 
 
-def _comfyui(trace: Trace, found: Ratios, threshold: float, quality: tuple[str, ...]) -> Coefficients:
+def _comfyui(trace: Trace, found: Ratios, threshold: float, quality: tuple[str, ...], fails: str) -> Coefficients:
     """A row of the node's table; guided models have their branches in turns."""
     guided = len(found.branches) > 1
     lost = [

@@ -66,6 +66,7 @@ def replay(ask: Ask) -> int:
     given = [read_either(path) for path in ask.plans]
     plans = [one.static if isinstance(one, Policy) else one for one in given]
     _refuse_existing(ask)
+    _refuse_other_steps(ask, plans)
     _refuse_engine(ask, given)
     first = plans[0]
     similarity = learned_similarity() if ask.lpips else None
@@ -80,6 +81,7 @@ def replay(ask: Ask) -> int:
         refuse_other_arguments(first, work.shared)
         for plan in plans:
             refuse_another(plan, pipeline, ask.model.name, _timesteps(pipeline, call, plan))
+    _refuse_steps_made(first, len(_timesteps(pipeline, call, first)))
     schedules, reasons = _schedules(ask, given, pipeline)
     with _progress(len(tasks), ask.quiet) as bar:
         outcomes = compare(pipeline, tasks, call, schedules, similarity=similarity, done=bar)
@@ -157,7 +159,24 @@ def _refuse_engine(ask: Ask, given: list[Plan | Policy]) -> None:
             raise PlanError(f"{path}: {ask.engine} runs no online rule of ours; replay it without --engine")
 
 
+def _refuse_other_steps(ask: Ask, plans: list[Plan]) -> None:
+    """All run the first one's steps: a longer plan would be cut off, unsaid, and a shorter one would end too soon."""
+    first = plans[0].request.num_steps
+    for path, plan in zip(ask.plans, plans):
+        if plan.request.num_steps != first:
+            steps = plural(plan.request.num_steps, "step")
+            raise ConflictError(f"{path}: of {steps}, and {ask.plans[0]} of {first}; replay them apart")
+
+
+def _refuse_steps_made(plan: Plan, steps: int) -> None:
+    if steps != plan.request.num_steps:
+        planned = plural(plan.request.num_steps, "step")
+        raise ConflictError(f"the plan is of {planned}, and this scheduler makes {steps}; its steps mean nothing there")
+
+
 def _refuse_existing(ask: Ask) -> None:
+    if ask.output is not None and ask.output.exists() and not ask.output.is_dir():
+        raise ConflictError(f"{ask.output}: a file; -o names a folder")
     if ask.output is None or ask.force:
         return
     for name in FILES:

@@ -138,6 +138,8 @@ def _row(one: Outcome, ours: Outcome | None) -> tuple[str, ...]:
 
 
 def _interval(mean: Mean, form: str) -> str:
+    if np.isnan(mean.value):
+        return ""
     value = form.format(mean.value)
     return value if np.isnan(mean.low) else f"{value} [{form.format(mean.low)}, {form.format(mean.high)}]"
 
