@@ -82,6 +82,10 @@ def test_programs_get_what_the_file_says(trace: Path, option: tuple[str, ...]) -
     assert asked.get("reuse") == (0.4 if option[:1] == ("--reuse",) else None)
 
 
+def test_a_plan_that_leaves_nothing_out_has_no_error_and_no_riddle(trace: Path) -> None:
+    assert "predicted error 0.00%, for nothing is left out" in run(trace, "--reuse", "0").stdout
+
+
 def test_rows_of_types_and_layers_are_shown_by_name(trace: Path) -> None:
     assert "self   #" in run(trace, "--per", "type").stdout
     assert "transformer.transformer_blocks.0.attn1  #" in run(trace, "--per", "layer", "--force").stdout
@@ -205,6 +209,7 @@ def test_a_share_that_is_none_is_refused(trace: Path, option: str, share: str) -
         (["--per", "layer", "--signal", "prediction"], 2, "planned by their outputs"),
         (["--budget", "0"], 2, "--budget"),
         (["--budget", "40"], 1, "--budget 40: the run has 10 steps; give 1 to that many"),
+        (["--sigmas", "40"], 1, "--sigmas 40: the run has 10 steps; give 1 to that many"),
         (["--sigmas", "11"], 1, "11: the run has 10 steps"),
         (["--steps", "50"], 1, "it supports 5 to 20; trace the model with --steps 50"),
         (["--compute", "0,10"], 3, "--compute 10: the run has steps 0 to 9"),

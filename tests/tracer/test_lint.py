@@ -213,7 +213,9 @@ def test_a_plan_is_read_and_not_run(verdict: Any) -> None:
     found = verdict(to_json(plan), "pixart-alpha")
     assert not found.ran and found.calls == 32
     assert found.skipped == sum(not step for row in plan.rows[:2] for step in row.compute) * 2
-    assert verdict(to_json(by_steps(pipeline)), "sd3").steps == "11010010"
+    whole = verdict(to_json(by_steps(pipeline)), "sd3")
+    assert whole.steps == "11010010" and any("the plan is for PixArt" in warning for warning in whole.warnings)
+    assert not any("the plan is for" in warning for warning in found.warnings)
     other = verdict(to_json(plan), "sd3")
     assert any("of 6 layers are not in this miniature" in warning for warning in other.warnings)
     assert other.exit_code == 1

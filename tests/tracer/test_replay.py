@@ -160,6 +160,15 @@ def test_a_scheduler_that_makes_other_steps_is_refused_also_transferred(home: Pa
     assert "the plan is of 6 steps, and this scheduler makes 11" in line
 
 
+def test_stopped_it_does_not_say_that_it_goes_on(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dit_tracer.replay.command.compare", stopped)
+    line = refused(130, home / "steps.json", "-n", 1, "--alone")
+    assert line == "dit-trace: stopped; a replay keeps nothing until its end"
+
+
 def test_a_table_tells_what_came_of_it(home: Path) -> None:
     assert "nan" not in run("replay", home / "all.json", home / "steps.json", "-n", 1, "--alone").stdout
     result = run("replay", home / "steps.json", "-n", 2, "--alone")

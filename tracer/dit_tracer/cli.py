@@ -350,7 +350,11 @@ def replay(plans: tuple[Path, ...], weights: str | None, **options: Any) -> int:
         from dit_tracer.replay.command import replay as run_for_real
     except ModuleNotFoundError as error:
         raise click.ClickException(REPLAY_NEEDS.format(error.name)) from None
-    return run_for_real(Ask(files, model, **options))
+    try:
+        return run_for_real(Ask(files, model, **options))
+    except KeyboardInterrupt:  # unlike what traces, this keeps nothing
+        click.echo("dit-trace: stopped; a replay keeps nothing until its end", err=True)
+        return 130
 
 
 @main.command()

@@ -16,7 +16,7 @@ from dit_tracer.engines import ENGINES, EngineError
 from dit_tracer.foreign import Config, read
 from dit_tracer.models.catalog import BUNDLED, TINY, TWINS, Model, find
 from dit_tracer.models.loading import load
-from dit_tracer.traps import clearing, of_calls, of_failure, of_last, of_layers, of_length, of_result, of_second
+from dit_tracer.traps import clearing, of_calls, of_failure, of_last, of_length, of_plan, of_result, of_second
 from dit_tracer.work import Task
 
 TASK = Task("a red fox", 1)
@@ -169,7 +169,7 @@ def _only_read(config: Config, pipeline: Any, uncached: Counted, about: dict[str
     line = _line(made, every)
     found += of_last(config, line)
     if config.kind.startswith("plan"):
-        found += of_layers(config, uncached)
+        found += of_plan(config, pipeline, uncached)
     about |= {"calls": sum(every)}
     return Verdict(**about, skipped=sum(every) - sum(made), steps=line, warnings=tuple(found), ran=False)
 

@@ -133,9 +133,13 @@ def of_failure(config: Config) -> list[str]:
     return []
 
 
-def of_layers(config: Config, uncached: Counted) -> list[str]:
-    plan = from_data(config.data)
+def of_plan(config: Config, pipeline: Any, uncached: Counted) -> list[str]:
+    """A plan of another network, and layers that are not there."""
+    plan, found = from_data(config.data), []
+    here = "+".join(dict.fromkeys(type(network).__name__ for network in find_networks(pipeline).values()))
+    if plan.request.transformer != here:
+        found.append(f"the plan is for {plan.request.transformer}, and {type(pipeline).__name__} has {here}")
     idle = [layer for layer in plan.types if layer not in uncached.by_layer]
-    if plan.granularity == "step" or not idle:
-        return []
-    return [f"{len(idle)} of {plural(len(plan.types), 'layer')} are not in this miniature, as {idle[0]}"]
+    if idle and plan.granularity != "step":
+        found.append(f"{len(idle)} of {plural(len(plan.types), 'layer')} are not in this miniature, as {idle[0]}")
+    return found

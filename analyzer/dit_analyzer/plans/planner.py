@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from dit_formats.errors import TraceError
-from dit_formats.plan import Plan, Request, Row, scheduler_hash
+from dit_formats.plan import GRID, Plan, Request, Row, scheduler_hash
 from dit_formats.reader import Trace
 from numpy.typing import NDArray
 
@@ -81,7 +81,8 @@ class Planner:
     def with_steps(self, steps: int) -> Plan:
         """The best plan with as many computed cells as `steps` whole steps have."""
         if not 1 <= steps <= self.costs.num_steps:
-            raise OutOfReachError(f"--budget {steps}: the run has {self.costs.num_steps} steps; give 1 to that many")
+            option = "--sigmas" if self.costs.granularity == GRID else "--budget"
+            raise OutOfReachError(f"{option} {steps}: the run has {self.costs.num_steps} steps; give 1 to that many")
         return self._nearest(steps * sum(self.costs.weights))
 
     def with_error(self, error: float) -> Plan:

@@ -49,7 +49,8 @@ def lines_of(plan: Plan) -> Iterator[str]:
     yield f"computed share {plan.computed_share:.1%}, longest run left out {plural(_longest(plan), 'step')}"
     for step, why in plan.made.get("forced", {}).items():
         yield f"step {step} is always computed: {why}"
-    yield f"predicted error {_error(predicted)}: {MEANT[plan.made['signal']]}"
+    error = _error(predicted) if plan.computed_share < 1 else "0.00%, for nothing is left out"
+    yield f"predicted error {error}: {MEANT[plan.made['signal']]}"
     yield from _caveats(plan)
     if "seconds" in predicted:
         now, before = predicted["seconds"], predicted["seconds_uncached"]
