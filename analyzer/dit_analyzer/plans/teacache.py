@@ -193,8 +193,8 @@ def skips(coefficients: ArrayLike, x: Floats, threshold: float, rule: Rule = Rul
     return Skips(
         threshold,
         float(found.value),
-        float(found.low),
-        float(found.high),
+        max(float(found.low), 0.0) if np.isfinite(found.low) else np.nan,
+        min(float(found.high), float(x.shape[-1] + 1)) if np.isfinite(found.high) else np.nan,
         float(numbers.min()),
         float(numbers.max()),
         x.shape[-1] + 1,

@@ -58,7 +58,7 @@ def write(plan: Plan) -> Export:
         *untried(plan, traits.tried, NAME),
     )
     text = to_text(head(ENGINE, plan) | {"groups": groups})
-    snippet = _snippet(network, plan.request.num_steps, traits.has_enable_cache)
+    snippet = _snippet(network, plan.request.num_steps)
     return Export(NAME, FILE, text, layers_of(plan), computed, lost, snippet, traits.tried)
 
 
@@ -135,24 +135,25 @@ def _reused(plan: Plan) -> tuple[str, ...]:
     )
 
 
-def _snippet(network: str, steps: int, has_enable_cache: bool) -> str:
-    again = (
-        ""
-        if has_enable_cache
-        else f"""
-# before every image: HookRegistry.check_if_exists_or_initialize(pipe.{network}).reset_stateful_hooks()
-# (import it from diffusers.hooks), for pipelines reset only what has enable_cache
-"""
-    )
+def _snippet(network: str, steps: int) -> str:
     return f"""\
 import itertools
 import json
 
 from diffusers import PyramidAttentionBroadcastConfig
-from diffusers.hooks import apply_pyramid_attention_broadcast
+from diffusers.hooks import HookRegistry, apply_pyramid_attention_broadcast
 
 calls, now = itertools.count(), [0]
-pipe.{network}.register_forward_pre_hook(lambda *_: now.__setitem__(0, next(calls) % {steps}))
+registry = HookRegistry.check_if_exists_or_initialize(pipe.{network})
+
+
+def count(*_):
+    now[0] = next(calls) % {steps}
+    if now[0] == 0:  # a new image: nothing is left of the last one
+        registry.reset_stateful_hooks()
+
+
+pipe.{network}.register_forward_pre_hook(count)
 with open("{FILE}") as file:
     groups = json.load(file)["groups"]
 for group in groups:
@@ -166,4 +167,4 @@ for group in groups:
         cross_attention_block_identifiers=names,
         current_timestep_callback=lambda: now[0],
     ))
-{again}"""
+"""

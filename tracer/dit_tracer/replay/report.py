@@ -27,6 +27,8 @@ def lines_of(outcomes: Sequence[Outcome], reasons: dict[str, str]) -> Iterator[s
     widths = [max(len(row[place]) for row in rows) for place in range(len(COLUMNS))]
     for row in rows:
         yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip()
+    for one in outcomes:
+        yield from (f"lost of {harmless(one.schedule.name)}: {line}" for line in one.schedule.lost)
     for name, why in reasons.items():
         yield f"not run: {name}, {why}"
     yield from findings(outcomes)
@@ -111,6 +113,7 @@ def _record(one: Outcome, ours: Outcome | None) -> dict[str, Any]:
     return {
         "schedule": one.schedule.name,
         "note": one.schedule.note,
+        "lost": list(one.schedule.lost),
         "computed_share": one.share,
         "speed": one.speed.as_json(),
         **means,

@@ -53,6 +53,7 @@ class Schedule:
         note: What is special about it, for the reader of a table.
         mask: The steps of a schedule by whole steps, (step).
         plan: What it was made from, where it is a plan of ours.
+        lost: What another engine cannot express of it.
         policy: The same of an online rule, whose block gives what it computed in the last generation.
     """
 
@@ -63,6 +64,7 @@ class Schedule:
     mask: tuple[bool, ...] = ()
     plan: Plan | None = None
     policy: Policy | None = None
+    lost: tuple[str, ...] = ()
 
 
 class Impossible(Exception):
@@ -78,7 +80,9 @@ def of_plan(name: str, plan: Plan, engine: str = "") -> Schedule:
     mask = plan.rows[0].compute if plan.granularity in (STEPS, GRID) else ()
     if engine:
         made = export(plan, engine)
-        return Schedule(name, partial(_engine, engine, made.text), note=f"by {engine}", mask=mask, plan=plan)
+        return Schedule(
+            name, partial(_engine, engine, made.text), note=f"by {engine}", mask=mask, plan=plan, lost=made.lost
+        )
     if plan.granularity == GRID:
         levels = f"{sum(mask)} of {len(mask)} noise levels"
         return Schedule(name, partial(chosen_steps, compute=mask), note=levels, mask=mask, plan=plan)
