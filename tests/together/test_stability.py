@@ -15,6 +15,8 @@ from click.testing import CliRunner
 from dit_analyzer.cli import main
 from dit_formats import open_trace
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def traces(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
