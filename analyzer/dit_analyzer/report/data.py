@@ -29,6 +29,8 @@ from dit_analyzer.study import Study
 
 Result = TypeVar("Result")
 
+STEP_COLUMNS = ["step", "the paper's", "timestep", "sigma"]
+
 MOST_PROMPTS = 5
 """Prompts that are named on either side."""
 
@@ -105,9 +107,8 @@ def _status(one: Member, trace: Trace) -> dict[str, Any]:
         wrong.append(f"{plural(len(silent), 'layer')} never recorded anything: {', '.join(silent[:3])}{more}.")
     if one.transitions != "exact":
         wrong.append(f"Changes were taken over a {harmless(one.transitions)} elements of each activation; estimates.")
-    asked = f"{one.prompts} of {plural(one.asked, 'prompt')} asked for"
-    told = "" if one.has_samples else "statistics only, no archive of samples"
-    return {"status": " · ".join(filter(None, (headline(trace), asked, told))), "wrong": wrong}
+    told = "" if one.has_samples else " · statistics only, no archive of samples"
+    return {"status": f"{headline(trace)} of {one.asked} asked for{told}", "wrong": wrong}
 
 
 def _recorded(trace: Trace, layer: int) -> bool:
@@ -250,10 +251,7 @@ def _ranking(view: xr.Dataset) -> dict[str, Any]:
     names = [f"L1 {kind.upper()}" for kind in _kinds(view)]
     return {
         "layers": {"head": ["layer", "name", "type", "relative L1", *names], "rows": _sorted(by_layer, 3)},
-        "steps": {
-            "head": ["step", "the paper's", "timestep", "sigma", "relative L1", *names],
-            "rows": _sorted(by_step, 4),
-        },
+        "steps": {"head": [*STEP_COLUMNS, "relative L1", *names], "rows": _sorted(by_step, len(STEP_COLUMNS))},
     }
 
 

@@ -32,6 +32,13 @@
     return { tickvals: found.map(Math.log10), ticktext: found.map((tick) => Number(tick.toPrecision(2)).toString()) };
   }
 
+  // From the smallest to the largest value of the layer that is drawn.
+  function reach(trace) {
+    const names = trace.what === "l1" && trace.arrays.low ? ["low", "high"] : [trace.what];
+    const values = names.flatMap((name) => trace.arrays[name].flatMap((rows) => rows[trace.layer])).filter((value) => value !== null);
+    return values.length ? [Math.min(...values), Math.max(...values)] : [0.1, 1];
+  }
+
   const frame = () => ({
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
     font: { color: colour("text"), size: 12, family: getComputedStyle(document.body).fontFamily },
@@ -68,12 +75,11 @@
     const height = Math.max(170, 7 * trace.layers.length);
     const rows = trace.layers.length > 14 ? trace.layers.map((_, place) => place).filter((place) => place % Math.ceil(trace.layers.length / 12) === 0) : trace.layers.map((_, place) => place);
     const layout = {
-      ...frame(), height: narrow ? count * (height + 50) + 60 : height + 90, margin: { l: 44, r: 10, t: 26, b: 62 },
-      grid: narrow ? { rows: count, columns: 1, ygap: 60 / (height + 60) } : { rows: 1, columns: count, xgap: 0.06 },
+      ...frame(), height: narrow ? count * (height + 50) + 100 : height + 126, margin: { l: 44, r: 10, t: 26, b: 100 },
+      grid: narrow ? { rows: count, columns: 1, pattern: "independent", ygap: 60 / (height + 60) } : { rows: 1, columns: count, pattern: "independent", xgap: 0.06 },
       coloraxis: {
         colorscale: "Viridis", cmin: low, cmax: high,
         colorbar: { orientation: "h", thickness: 10, len: narrow ? 0.9 : 0.5, y: 0, yref: "container", yanchor: "bottom",
-          title: { text: trace.what === "l1" ? "mean |Δ| (L1)" : "relative L1", side: "top", font: { size: 11 } },
           ...ticks(10 ** low, 10 ** high) },
       },
       annotations: [], shapes: [],
@@ -110,11 +116,12 @@
         text: x.map((step) => hover(trace, place, trace.layer, step)), hovertemplate: `${kind.toUpperCase()}, %{text}<extra></extra>` });
     });
     const what = trace.what === "l1" ? "mean |Δ| (L1)" : "relative L1";
+    const marks = ticks(...reach(trace));
     const layout = {
       ...frame(), height: 300, margin: { l: 60, r: 10, t: 34, b: 40 }, legend: { orientation: "h", x: 1, xanchor: "right", y: 1.02, yanchor: "bottom" },
       title: { text: `layer ${layer.index} · ${layer.type.replaceAll("&", "&amp;").replaceAll("<", "&lt;")}`, font: { size: 13 }, x: 0.02, xanchor: "left", y: 0.97 },
       xaxis: { ...axis(), ...stepNames(trace), title: { text: "step, counted down", font: { size: 11 } } },
-      yaxis: { ...axis(), type: "log", title: { text: what, font: { size: 11 } }, exponentformat: "none", dtick: "D2" },
+      yaxis: { ...axis(), type: "log", title: { text: what, font: { size: 11 } }, tickvals: marks.tickvals.map((log) => 10 ** log), ticktext: marks.ticktext },
     };
     return Plotly.react(find(trace, "curve"), data, layout, still);
   }
@@ -225,8 +232,9 @@
   }
   for (const one of document.querySelectorAll(".copy")) one.addEventListener("click", () => copy(one));
 
-  // Each trace is drawn when it comes near the window; a page of seven opens at once.
-  const waiting = new Map(traces.map((trace) => [find(trace, "map"), trace]));
+  // The first trace is drawn at once, each other when it comes near the window, so that a page of seven opens soon.
+  start(traces[0]);
+  const waiting = new Map(traces.slice(1).map((trace) => [find(trace, "map"), trace]));
   const watch = new IntersectionObserver((entries) => {
     for (const entry of entries)
       if (entry.isIntersecting && waiting.has(entry.target)) {
