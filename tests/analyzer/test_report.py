@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import io
 import json
 import re
 import shlex
@@ -24,6 +25,8 @@ from dit_analyzer.report.plans import plans_of
 from dit_formats.reader import Trace
 from dit_formats.schema import Prompt, Shard
 from dit_formats.writer import write_shard
+from matplotlib import colormaps
+from matplotlib.image import imread
 
 HOSTILE = "</script><script>alert(1)</script> <b>bold</b> \"'& <!-- =cmd()"
 
@@ -248,14 +251,24 @@ def test_several_traces_are_compared_and_one_is_not(tmp_path: Path, traced: Call
     assert "comparison" not in {attributes.get("id") for _, attributes in alone.elements}
 
 
-def test_numbers_come_back_from_two_bytes() -> None:
-    values = np.array([[1e-6, 3.0, np.nan], [0.0, 250.0, 0.02]])
-    told = drawing.packed(values)
-    codes = np.frombuffer(base64.b64decode(told["values"]), "<u2").reshape(values.shape)
+@pytest.mark.parametrize("size, off", [(1, 1 / 73), (2, 1 / 18000)])
+def test_numbers_come_back_from_their_bytes(size: int, off: float) -> None:
+    values = np.array([[0.001, 0.3, np.nan], [0.0, 1.0, 0.02]])
+    told = drawing.packed(values, size)
+    codes = np.frombuffer(base64.b64decode(told["values"]), f"<u{size}").reshape(values.shape)
     assert codes[0, 2] == codes[1, 0] == 0
-    back = told["low"] * np.exp((codes - 1.0) / 65534 * told["span"])
+    back = told["low"] * np.exp((codes - 1.0) / told["steps"] * told["span"])
     there = codes > 0
-    np.testing.assert_allclose(back[there], values[there], rtol=2e-4)
+    np.testing.assert_allclose(back[there], values[there], rtol=off)
+
+
+def test_a_picture_has_a_pixel_for_each_cell_and_grey_for_none() -> None:
+    values = np.array([[0.1, np.nan, 10.0], [0.0, 1.0, 0.1]])
+    address = drawing.picture(values, 0.1, 10.0)
+    pixels = imread(io.BytesIO(base64.b64decode(address.removeprefix("data:image/png;base64,"))), format="png")
+    scale = colormaps["viridis"]
+    wanted = [scale(0.0)[:3], (0.6, 0.6, 0.6), scale(1.0)[:3]], [(0.6, 0.6, 0.6), scale(32 / 63)[:3], scale(0.0)[:3]]
+    np.testing.assert_allclose(pixels[..., :3], wanted, atol=0.003)
 
 
 def test_a_line_breaks_where_there_is_no_value_and_a_point_alone_is_a_dot() -> None:

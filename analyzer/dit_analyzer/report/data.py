@@ -281,4 +281,4 @@ def _numbers(view: xr.Dataset, varied: xr.Dataset | str) -> dict[str, Any]:
     if not isinstance(varied, str) and "seed" not in varied["cell_cv"].dims:
         cv = varied["cell_cv"].sel(kind=_kinds(view)).transpose("kind", "layer", "transition")
         arrays["cv"] = cv.values
-    return {name: drawing.packed(values) for name, values in arrays.items()}
+    return {name: drawing.packed(values, 1 if name in ("low", "high") else 2) for name, values in arrays.items()}

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from dit_formats.publish import published
 from jinja2 import Environment, StrictUndefined
@@ -22,7 +23,7 @@ from dit_analyzer.study import Study, refuse_incomplete
 
 BUNDLE = "vendor/plotly-cartesian.min.js"
 
-DRAWN = ("anchor", "name", "kinds", "layers", "steps", "numbers", "maps", "plans")
+DRAWN = ("anchor", "name", "kinds", "layers", "steps", "numbers", "plans")
 """What the script needs of a trace."""
 
 
@@ -55,13 +56,17 @@ def page(study: Study) -> str:
     report = report_of(study)
     return environment.from_string(_read("report.html.j2")).render(
         report,
-        numbers=[{name: trace[name] for name in DRAWN} for trace in report["traces"]],
+        numbers=[_drawn(trace) for trace in report["traces"]],
         style=_read("style.css"),
         bundle=scripts[0],
         script=scripts[1],
         hashes=[_hash(script) for script in scripts],
         version=version("ditscope"),
     )
+
+
+def _drawn(trace: dict[str, Any]) -> dict[str, Any]:
+    return {name: trace[name] for name in DRAWN} | {"changes": [one["changes"] for one in trace["maps"]["kinds"]]}
 
 
 def _read(name: str) -> str:

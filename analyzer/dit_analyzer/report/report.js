@@ -11,8 +11,9 @@
     const text = atob(packed.values);
     const [kinds, layers, steps] = [trace.kinds.length, trace.layers.length, trace.steps.length];
     const value = (place) => {
-      const code = text.charCodeAt(2 * place) + 256 * text.charCodeAt(2 * place + 1);
-      return code ? packed.low * Math.exp(((code - 1) / 65534) * packed.span) : null;
+      let code = 0;
+      for (let byte = packed.bytes - 1; byte >= 0; byte--) code = 256 * code + text.charCodeAt(packed.bytes * place + byte);
+      return code ? packed.low * Math.exp(((code - 1) / packed.steps) * packed.span) : null;
     };
     return Array.from({ length: kinds }, (_, k) => Array.from({ length: layers }, (_, l) =>
       Array.from({ length: steps }, (_, s) => value((k * layers + l) * steps + s))));
@@ -89,7 +90,7 @@
       layout[`xaxis${id}`] = { ...axis(), ...stepNames(trace), showgrid: false, title: place === count - 1 || !narrow ? { text: "step", font: { size: 11 }, standoff: 4 } : undefined };
       layout[`yaxis${id}`] = { ...axis(), autorange: "reversed", showgrid: false, tickvals: rows, ticktext: rows.map((row) => String(trace.layers[row].index)), title: place === 0 || narrow ? { text: "layer", font: { size: 11 }, standoff: 4 } : undefined };
       layout.annotations.push({ text: `<b>${kind.toUpperCase()}</b>`, xref: `x${id} domain`, yref: `y${id} domain`, x: 0.5, y: 1, yanchor: "bottom", showarrow: false });
-      for (const at of trace.maps.kinds[place].changes)
+      for (const at of trace.changes[place])
         layout.shapes.push({ type: "line", xref: `x${id}`, yref: `y${id} domain`, x0: at - 0.5, x1: at - 0.5, y0: 0, y1: 1.04, line: { color: "#e3174a", width: 2 } });
       layout.shapes.push({ type: "rect", xref: `x${id} domain`, yref: `y${id}`, x0: 0, x1: 1, y0: trace.layer - 0.5, y1: trace.layer + 0.5, line: { color: colour("text"), width: 1.5 } });
       return {
@@ -129,7 +130,7 @@
   function choose(trace, layer) {
     trace.layer = layer;
     find(trace, "layer").value = String(layer);
-    for (const panel of find(trace, "small").children)
+    for (const panel of find(trace, "small").querySelectorAll("figure"))
       panel.classList.toggle("chosen", Number(panel.dataset.layer) === layer);
     const means = trace.kinds.map((kind, place) => {
       const values = trace.arrays.l1[place][layer].filter((value) => value !== null);
