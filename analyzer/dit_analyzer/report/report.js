@@ -88,7 +88,7 @@
     const data = trace.kinds.map((kind, place) => {
       const id = place ? String(place + 1) : "";
       layout[`xaxis${id}`] = { ...axis(), ...stepNames(trace), showgrid: false, title: place === count - 1 || !narrow ? { text: "step", font: { size: 11 }, standoff: 4 } : undefined };
-      layout[`yaxis${id}`] = { ...axis(), autorange: "reversed", showgrid: false, tickvals: rows, ticktext: rows.map((row) => String(trace.layers[row].index)), title: place === 0 || narrow ? { text: "layer", font: { size: 11 }, standoff: 4 } : undefined };
+      layout[`yaxis${id}`] = { ...axis(), autorange: "reversed", showgrid: false, showticklabels: place === 0 || narrow, tickvals: rows, ticktext: rows.map((row) => String(trace.layers[row].index)), title: place === 0 || narrow ? { text: "layer", font: { size: 11 }, standoff: 4 } : undefined };
       layout.annotations.push({ text: `<b>${kind.toUpperCase()}</b>`, xref: `x${id} domain`, yref: `y${id} domain`, x: 0.5, y: 1, yanchor: "bottom", showarrow: false });
       for (const at of trace.changes[place])
         layout.shapes.push({ type: "line", xref: `x${id}`, yref: `y${id} domain`, x0: at - 0.5, x1: at - 0.5, y0: 0, y1: 1.04, line: { color: "#e3174a", width: 2 } });
@@ -232,6 +232,11 @@
     sortable(document.getElementById(one.dataset.table));
   }
   for (const one of document.querySelectorAll(".copy")) one.addEventListener("click", () => copy(one));
+
+  for (const one of document.querySelectorAll("details")) one.open = false; // open without this script, and on paper
+  addEventListener("beforeprint", () => {
+    for (const one of document.querySelectorAll("details")) one.open = true;
+  });
 
   // The first trace is drawn at once, each other when it comes near the window, so that a page of seven opens soon.
   start(traces[0]);
