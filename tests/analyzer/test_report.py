@@ -211,6 +211,46 @@ def test_what_does_not_change_is_told_apart_from_numbers(tmp_path: Path, traced:
     assert "K, V, A constant" in page.text and "NaN" not in page.scripts[0]
 
 
+def test_values_that_are_not_finite_give_a_page(tmp_path: Path, traced: Callable[..., Trace]) -> None:
+    def broken(one: Shard) -> Shard:
+        one.streams["latent"].arrays["transition_sums"][:, :, :, 0, :2] = np.nan
+        return one
+
+    page = reported(tmp_path, traced(3, broken))
+    assert "NaN" not in page.scripts[0] and "Too few layers and steps have a value" in page.text
+
+
+def test_without_k_v_and_a_the_page_has_no_maps_and_says_so(tmp_path: Path, traced: Callable[..., Trace]) -> None:
+    def others(one: Shard) -> Shard:
+        streams = {
+            name: stream if stream.sites else replace(stream, kinds=("q", "o", "f")[: len(stream.kinds)])
+            for name, stream in one.streams.items()
+        }
+        return replace(one, streams=streams)
+
+    page = reported(tmp_path, traced(3, others))
+    assert page.numbers[0]["kinds"] == []
+    assert "none of K, V and A was recorded" in page.text
+    assert not {"t0-map", "t0-small"} & {attributes.get("id") for _, attributes in page.elements}
+
+
+def test_samples_as_the_source_are_told_with_how_far_they_stray(tmp_path: Path, traced: Callable[..., Trace]) -> None:
+    trace = traced(3)
+    result = run("report", trace.path, "--source", "sample", "-o", tmp_path / "sample.html")
+    assert result.exit_code == 0, result.output
+    page = Page((tmp_path / "sample.html").read_text())
+    assert "From the sampled values alone" in page.text and "Samples against exact values" in page.text
+
+
+def test_the_page_is_named_after_the_trace_where_no_name_is_given(
+    tmp_path: Path, traced: Callable[..., Trace], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trace = traced(2)
+    monkeypatch.chdir(tmp_path)
+    assert run("report", trace.path).exit_code == 0
+    assert (tmp_path / f"{trace.path.stem}.html").exists()
+
+
 def test_the_same_traces_give_the_same_bytes(tmp_path: Path, traced: Callable[..., Trace]) -> None:
     trace = traced(4)
     reported(tmp_path, trace, name="one.html")

@@ -146,3 +146,13 @@ def test_a_page_of_two_draws_the_second_when_it_is_scrolled_to(
     page.locator("#t1-map").scroll_into_view_if_needed()
     page.wait_for_selector("#t1-map .heatmaplayer image", timeout=FEW_SECONDS, state="attached")
     assert page.locator("#comparison table").is_visible()
+
+
+def test_a_page_without_maps_still_moves_its_slider(opened: Callable[..., Any], traced: Callable[..., Trace]) -> None:
+    def others(one: Shard) -> Shard:
+        streams = {n: s if s.sites else replace(s, kinds=("q", "o", "f")) for n, s in one.streams.items()}
+        return replace(one, streams=streams)
+
+    page = opened(traced(4, others, num_steps=9))
+    page.wait_for_selector("#t0-strip .on", timeout=FEW_SECONDS)
+    assert page.text_content("#t0-command").endswith("--reuse 50%")

@@ -18,6 +18,7 @@ from dit_analyzer.measures.levels import prompt_levels
 from dit_analyzer.measures.regions import least_changing
 from dit_analyzer.measures.words import words
 from dit_analyzer.members import Member
+from dit_analyzer.pages.paper import deviations
 from dit_analyzer.report import answers, drawing
 from dit_analyzer.report.comparison import compared
 from dit_analyzer.report.plans import plans_of
@@ -46,8 +47,17 @@ def report_of(study: Study) -> dict[str, Any]:
         "title": " and ".join(trace["name"] for trace in traces[:3]) + (" and more" if len(traces) > 3 else ""),
         "traces": traces,
         "comparison": compared(study) if len(traces) > 1 else None,
-        "sampled": study.source == "sample",
+        "sampled": _sampled(study) if study.source == "sample" else None,
     }
+
+
+def _sampled(study: Study) -> list[list[str]]:
+    """How far values from samples are from the exact ones, a row each."""
+    return [
+        [harmless(row["trace"]), row["kind"].upper(), row["quantity"], f"{row['median']:.2%}", f"{row['largest']:.2%}"]
+        for row in deviations(study)
+        if row["cells"]
+    ]
 
 
 def _trace(study: Study, one: Member, anchor: str) -> dict[str, Any]:

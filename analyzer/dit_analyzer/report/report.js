@@ -1,7 +1,8 @@
 "use strict";
 // What moves in a report. Without this script, tables and still pictures say the same.
 (() => {
-  const traces = JSON.parse(document.getElementById("numbers").textContent);
+  const all = JSON.parse(document.getElementById("numbers").textContent);
+  const traces = all.filter((trace) => trace.kinds.length && trace.layers.length); // that have something to draw
   const find = (trace, part) => document.getElementById(`${trace.anchor}-${part}`);
   const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
   const digits = (value) => (value === null || value === undefined ? "–" : Number(value.toPrecision(3)).toString());
@@ -239,7 +240,7 @@
   });
 
   // The first trace is drawn at once, each other when it comes near the window, so that a page of seven opens soon.
-  start(traces[0]);
+  if (traces.length) start(traces[0]);
   const waiting = new Map(traces.slice(1).map((trace) => [find(trace, "map"), trace]));
   const watch = new IntersectionObserver((entries) => {
     for (const entry of entries)
@@ -250,7 +251,7 @@
       }
   }, { rootMargin: "600px" });
   for (const [element] of waiting) watch.observe(element);
-  for (const trace of traces) startPlans(trace);
+  for (const trace of all) startPlans(trace);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
     for (const trace of traces) if (trace.arrays) choose(trace, trace.layer);
   });
