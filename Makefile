@@ -3,7 +3,7 @@
 PYTHON ?= python3
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-all test-gpu clean
+.PHONY: demo test test-all test-gpu test-browser clean
 
 demo: .venv-demo/done
 	.venv-demo/bin/dit-trace run digits-flux -n 16 -o demo/digits-flux.trace
@@ -12,13 +12,17 @@ demo: .venv-demo/done
 	@echo "trace: demo/digits-flux.trace    figures: demo/figures"
 
 test: .venv-test/done
-	.venv-test/bin/python -m pytest -m "not gpu and not triton and not slow"
+	.venv-test/bin/python -m pytest -m "not gpu and not triton and not browser and not slow"
 
 test-all: .venv-test/done
-	.venv-test/bin/python -m pytest -m "not gpu and not triton"
+	.venv-test/bin/python -m pytest -m "not gpu and not triton and not browser"
 
 test-gpu: .venv-test/done
 	.venv-test/bin/python -m pytest -m gpu
+
+test-browser: .venv-test/done
+	.venv-test/bin/python $(PIP_INSTALL) -e ".[browser]"
+	.venv-test/bin/python -m pytest -m browser tests/analyzer
 
 .venv-demo/done: setup.cfg constraints.txt
 	$(PYTHON) -m venv .venv-demo

@@ -152,6 +152,28 @@ def tables(
 
 
 @main.command()
+@TRACES
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="File to write.  [default: TRACE.html]")
+@SOURCE
+@DASK
+@click.option("--force", is_flag=True, help="Replace the file if it is there already.")
+def report(traces: tuple[Path, ...], output: Path | None, source: str, dask: str | None, force: bool) -> None:
+    """Write one HTML file that shows TRACES: what changes where, how far prompts differ, and 41 cache plans.
+
+    It opens offline in any browser, prints, and can be sent on; nothing in it is asked for from elsewhere.
+
+    Example: dit-analyze report out.trace -o report.html
+    """
+    from dit_analyzer.members import members_of
+    from dit_analyzer.report.page import write_report
+    from dit_analyzer.study import Study
+
+    file = output or Path(f"{_stem(traces)}.html")
+    click.echo(write_report(lambda: Study(members_of(traces), source, dask), file, force=force))
+    click.echo(f"next: open {file} in a browser, or dit-analyze plan {shlex.quote(str(traces[0]))}", err=True)
+
+
+@main.command()
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder for all that is written.")
 @SOURCE

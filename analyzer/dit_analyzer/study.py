@@ -178,7 +178,7 @@ def write_study(study: Study, folder: Path, pages: Sequence[Page], *, force: boo
         IncompleteError: A trace has a single step, or no samples where they are the source; likewise.
     """
     for one in study.members:
-        _refuse_incomplete(one, study.source)
+        refuse_incomplete(one, study.source)
     outputs = [output for page in pages for output in page(study)]
     for path in (folder / name for output in outputs for name in output.names):
         if path.exists() and not force:
@@ -191,7 +191,7 @@ def write_study(study: Study, folder: Path, pages: Sequence[Page], *, force: boo
             yield folder / name
 
 
-def _refuse_incomplete(one: Member, source: str) -> None:
+def refuse_incomplete(one: Member, source: str) -> None:
     """Before anything is written."""
     if one.num_steps < 2:
         raise IncompleteError(f"{one.path}: has one step, so nothing to compare; trace with --steps 2 or more")

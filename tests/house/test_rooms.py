@@ -22,7 +22,8 @@ MAY_IMPORT = {
         "dit_formats", "dit_tracer",
     },
     "analyzer": {
-        "numpy", "scipy", "xarray", "matplotlib", "distributed", "click", "rich", "dit_formats", "dit_analyzer",
+        "numpy", "scipy", "xarray", "matplotlib", "jinja2", "distributed", "click", "rich",
+        "dit_formats", "dit_analyzer",
     },
 }  # fmt: skip
 
