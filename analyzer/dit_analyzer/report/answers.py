@@ -8,10 +8,10 @@ import numpy as np
 import xarray as xr
 from dit_formats.console import harmless
 
-from dit_analyzer.measures.changepoints import DECLARED
 from dit_analyzer.measures.changes import ALL, points
 from dit_analyzer.measures.regions import SHARE, Region
 from dit_analyzer.plans.asked import SHARE as DEFAULT
+from dit_analyzer.show.breaks import _none
 
 Answer = dict[str, Any]
 
@@ -21,8 +21,8 @@ def change(found: xr.Dataset) -> Answer:
     declared = [point for point in points(found) if point["layer"] == ALL]
     if not declared:
         chances = found["joint_any"].values[np.isfinite(found["joint_any"].values)]
-        told = f"Probability of any change, at most of a kind: {chances.max():.2f}" if chances.size else "Too few steps"
-        return _answer("Change point", "none declared", f"{told}. Declared from {DECLARED} on.")
+        told = _none(chances.max() if chances.size else None)
+        return _answer("Change point", "none declared", f"Of the kind where one is likeliest: {told}.")
     first = max(declared, key=lambda point: (point["kind"] == "a", point["posterior"]))
     steps = int(found.attrs["num_steps"])
     low, high = first["low"], first["high"]
@@ -33,7 +33,7 @@ def change(found: xr.Dataset) -> Answer:
     return _answer(
         "Change point",
         f"step {first['from_step']} → {first['to_step']} of {steps}",
-        f"{first['kind'].upper()} of all layers together, ×{first['jump']:.2f}; with 95 % {interval}; "
+        f"{first['kind'].upper()} of all layers together, L1 by ×{first['jump']:.2f}; 95 %: {interval}; "
         f"{first['layers']} of {first['of_layers']} layers. The paper counts it as {first['paper_step']}.{rest}",
     )
 

@@ -36,7 +36,7 @@ def limits(values: Floats) -> tuple[float, float]:
 def log_ticks(low: float, high: float, most: int = 4) -> list[float]:
     """Round numbers from `low` to `high`, evenly apart on a log scale."""
     decades = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
-    for subs in ((1, 2, 5), (1, 3), (1,)):
+    for subs in ((1, 1.5, *range(2, 10)), (1, 2, 3, 5), (1, 2, 5), (1, 3), (1,)):
         ticks = [sub * 10.0**decade for decade in decades for sub in subs if low <= sub * 10.0**decade <= high]
         if len(ticks) <= most:
             return ticks or [low]

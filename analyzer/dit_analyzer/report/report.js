@@ -22,7 +22,7 @@
 
   function ticks(low, high) {
     const found = [];
-    for (const subs of [[1, 2, 5], [1, 3], [1]]) {
+    for (const subs of [[1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9], [1, 2, 3, 5], [1, 2, 5], [1, 3], [1]]) {
       found.length = 0;
       for (let decade = Math.floor(Math.log10(low)); decade <= Math.ceil(Math.log10(high)); decade++)
         for (const sub of subs) {
