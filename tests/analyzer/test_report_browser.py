@@ -156,3 +156,20 @@ def test_a_page_without_maps_still_moves_its_slider(opened: Callable[..., Any], 
     page = opened(traced(4, others, num_steps=9))
     page.wait_for_selector("#t0-strip .on", timeout=FEW_SECONDS)
     assert page.text_content("#t0-command").endswith("--reuse 50%")
+
+
+def test_names_of_layers_stay_text_in_what_is_shown_on_a_cell(
+    opened: Callable[..., Any], traced: Callable[..., Trace]
+) -> None:
+    name = '<a href="https://example.org">x</a> &amp; <b>y</b>'
+
+    def hostile(one: Shard) -> Shard:
+        return replace(one, layers=(replace(one.layers[0], name=name), *one.layers[1:]))
+
+    page = ready(opened(traced(3, hostile)))
+    box = page.locator("#t0-map .nsewdrag[data-subplot=xy]").bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 3, box["y"] + box["height"] / 2)
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2, steps=4)
+    page.wait_for_selector("#t0-map .hoverlayer text", state="attached", timeout=FEW_SECONDS)
+    assert name in page.locator("#t0-map .hoverlayer").text_content()
+    assert page.locator("#t0-map .hoverlayer a").count() == 0

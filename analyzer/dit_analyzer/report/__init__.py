@@ -1,1 +1,1 @@
-"""One HTML file that shows traces: `data` says what, `drawing` where lines go, `page` how it is written."""
+"""One HTML file that shows traces: `data` and `pictures` say what, `drawing` where lines go, `page` writes it."""

@@ -19,11 +19,11 @@ from dit_analyzer.measures.regions import least_changing
 from dit_analyzer.measures.words import words
 from dit_analyzer.members import Member
 from dit_analyzer.pages.paper import deviations
-from dit_analyzer.report import answers, drawing
+from dit_analyzer.report import answers
 from dit_analyzer.report.comparison import compared
+from dit_analyzer.report.pictures import kinds_of, maps, numbers, panels, relative_means
 from dit_analyzer.report.plans import plans_of
 from dit_analyzer.show.breaks import Breaks, _words
-from dit_analyzer.show.figures import COLOURS, _curves, _l1
 from dit_analyzer.show.tables import headline
 from dit_analyzer.show.variation import Varied, _left_out, _rows
 from dit_analyzer.study import Study
@@ -79,18 +79,18 @@ def _trace(study: Study, one: Member, anchor: str) -> dict[str, Any]:
             answers.region(region, view),
             answers.plan(planned),
         ],
-        "kinds": _kinds(view),
+        "kinds": kinds_of(view),
         "layers": _layers(view),
         "steps": _steps(view),
-        "maps": _maps(view, found),
-        "panels": _panels(view),
+        "maps": maps(view, found),
+        "panels": panels(view),
         "variation": _variation(one, varied, parts),
         "prompts": _prompts(view),
         "shapes": [row[1:] for row in _words(Breaks(one, found, study.measured(words, one)))],
         "ranking": _ranking(view),
         "plans": planned,
         "provenance": provenance,
-        "numbers": _numbers(view, varied),
+        "numbers": numbers(view, varied),
     }
 
 
@@ -149,13 +149,6 @@ def _provenance(one: Member, trace: Trace) -> list[tuple[str, str]]:
     return [(name, harmless(str(value))) for name, value in rows.items() if value]
 
 
-# ----------------------------------------------------------------------------
-
-
-def _kinds(view: xr.Dataset) -> list[str]:
-    return [kind for kind in COLOURS if kind in view.kind]
-
-
 def _layers(view: xr.Dataset) -> list[dict[str, Any]]:
     columns = (view[name].values.tolist() for name in ("layer", "layer_name", "layer_type"))
     return [{"index": index, "name": harmless(name), "type": harmless(kind)} for index, name, kind in zip(*columns)]
@@ -168,61 +161,6 @@ def _steps(view: xr.Dataset) -> list[dict[str, Any]]:
         {"step": step, "paper": last - step, "timestep": f"{timestep:.4g}", "sigma": f"{sigma:.4g}"}
         for step, timestep, sigma in zip(*(view[name].values.tolist() for name in ("transition", "timestep", "sigma")))
     ]
-
-
-def _relative(view: xr.Dataset) -> xr.DataArray:
-    """rel_l1, mean over prompts, (kind, layer, transition)."""
-    relative = view["rel_l1"].sel(kind=_kinds(view)).transpose("prompt", "kind", "layer", "transition")
-    return relative.mean("prompt", skipna=False)
-
-
-def _maps(view: xr.Dataset, found: xr.Dataset) -> dict[str, Any]:
-    """A picture for each kind, on one scale of colours, with the changes of all layers together."""
-    means = _curves(_l1(view))["mean"]
-    low, high = drawing.limits(means.values)
-    return {
-        "bar": drawing.colour_bar(low, high),
-        "kinds": [
-            {
-                "kind": kind,
-                "image": drawing.picture(means.sel(kind=kind).values, low, high),
-                "changes": np.flatnonzero(found["joint_declared"].sel(kind=kind).values).tolist(),
-            }
-            for kind in _kinds(view)
-        ],
-    }
-
-
-def _panels(view: xr.Dataset) -> dict[str, Any]:
-    """The paper's small multiples: a panel for each layer."""
-    l1 = _l1(view)
-    curves = _curves(l1)
-    low, high = drawing.limits(curves.to_array().values)
-    scale = drawing.Scale(l1.sizes["transition"], low, high)
-    last = l1.sizes["transition"] - 1
-    ticks = sorted({0, last - last // 2, last})
-    constant = (l1 == 0).all(("prompt", "transition"))
-    return {
-        "size": drawing.PANEL,
-        "y": [{"at": scale.y(tick), "label": f"{tick:g}"} for tick in drawing.log_ticks(low, high, 3)],
-        "x": [{"at": scale.x(place), "label": last - place} for place in ticks],
-        "left": drawing.LEFT,
-        "prompts": l1.sizes["prompt"],
-        "layers": [
-            [_lines(curves.isel(layer=layer).sel(kind=kind), scale) for kind in _kinds(view)]
-            for layer in range(l1.sizes["layer"])
-        ],
-        "constant": [
-            ", ".join(kind.upper() for kind in _kinds(view) if constant.isel(layer=layer).sel(kind=kind))
-            for layer in range(l1.sizes["layer"])
-        ],
-    }
-
-
-def _lines(curves: xr.Dataset, scale: drawing.Scale) -> dict[str, str]:
-    low, high, mean = (curves[name].values for name in ("low", "high", "mean"))
-    spread = "" if np.array_equal(low, high, equal_nan=True) else drawing.band(low, high, scale)
-    return {"kind": str(curves.kind.item()), "line": drawing.line(mean, scale), "band": spread}
 
 
 def _variation(one: Member, varied: xr.Dataset | str, parts: xr.Dataset | str) -> dict[str, Any]:
@@ -249,7 +187,7 @@ def _prompts(view: xr.Dataset) -> list[dict[str, Any]]:
 
 def _ranking(view: xr.Dataset) -> dict[str, Any]:
     """Layers and steps, from the least relative change to the most."""
-    relative, l1 = _relative(view), view["l1"].sel(kind=_kinds(view)).mean("prompt", skipna=False)
+    relative, l1 = relative_means(view), view["l1"].sel(kind=kinds_of(view)).mean("prompt", skipna=False)
     by_layer = [
         [layer["index"], layer["name"], layer["type"], *cells]
         for layer, cells in zip(_layers(view), _cells(relative, l1, "layer"))
@@ -258,7 +196,7 @@ def _ranking(view: xr.Dataset) -> dict[str, Any]:
         [f"{step['step']} → {step['step'] + 1}", step["paper"], step["timestep"], step["sigma"], *cells]
         for step, cells in zip(_steps(view), _cells(relative, l1, "transition"))
     ]
-    names = [f"L1 {kind.upper()}" for kind in _kinds(view)]
+    names = [f"L1 {kind.upper()}" for kind in kinds_of(view)]
     return {
         "layers": {"head": ["layer", "name", "type", "relative L1", *names], "rows": _sorted(by_layer, 3)},
         "steps": {"head": [*STEP_COLUMNS, "relative L1", *names], "rows": _sorted(by_step, len(STEP_COLUMNS))},
@@ -280,15 +218,3 @@ def _short(value: float) -> float | None:
 
 def _sorted(rows: Sequence[list[Any]], column: int) -> list[list[Any]]:
     return sorted(rows, key=lambda row: (row[column] is None, row[column]))
-
-
-def _numbers(view: xr.Dataset, varied: xr.Dataset | str) -> dict[str, Any]:
-    """What the script draws, packed; (kind, layer, transition) each."""
-    curves = _curves(_l1(view))
-    arrays = {"l1": curves["mean"].values, "rel_l1": _relative(view).values}
-    if view.sizes["prompt"] > 1:
-        arrays |= {"low": curves["low"].values, "high": curves["high"].values}
-    if not isinstance(varied, str) and "seed" not in varied["cell_cv"].dims:
-        cv = varied["cell_cv"].sel(kind=_kinds(view)).transpose("kind", "layer", "transition")
-        arrays["cv"] = cv.values
-    return {name: drawing.packed(values, 1 if name in ("low", "high") else 2) for name, values in arrays.items()}
