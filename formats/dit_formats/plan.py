@@ -154,6 +154,11 @@ def scheduler_hash(config: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(config, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
+def text_hash(text: str) -> str:
+    """Tells a prompt that planning has seen, as `made` holds it, from one that it has not."""
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
 def write_plan(path: Path, plan: Plan, *, force: bool = False) -> None:
     """Write a plan; it appears whole.
 

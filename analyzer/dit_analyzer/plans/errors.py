@@ -35,7 +35,6 @@ from dit_analyzer.plans.tracks import Track
 
 OUTPUTS, PREDICTION = "outputs", "prediction"
 SIGNALS = (OUTPUTS, PREDICTION)
-OUTPUT_KINDS = ("a", "f")
 
 ENOUGH = 1024
 """Positions of an output that are used where predictions are linear, which asks for every pair of steps before."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -11,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from dit_formats.errors import TraceError
-from dit_formats.plan import GRID, Plan, Request, Row, scheduler_hash
+from dit_formats.plan import GRID, Plan, Request, Row, scheduler_hash, text_hash
 from dit_formats.reader import Trace
 from numpy.typing import NDArray
 
@@ -201,11 +200,6 @@ def _mag_cache(ratios: list[float], share: float) -> dict[str, Any] | None:
     except ValueError:
         return None
     return {"mag_ratios": ratios, "threshold": threshold, "num_inference_steps": len(ratios)} | skips
-
-
-def text_hash(text: str) -> str:
-    """Tells a prompt that planning has seen from one that it has not."""
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _asked_steps(trace: Trace, costs: Costs, call: dict[str, Any]) -> int:

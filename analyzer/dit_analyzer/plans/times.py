@@ -34,9 +34,5 @@ def times_of(trace: Trace, costs: Costs, mask: NDArray[np.bool_]) -> dict[str, A
 
 def _seconds(layers: dict[str, NDArray[np.float64]], place: int) -> float:
     """Of a layer's own output; a feed-forward network timed with its attention is not left out with it."""
-    found = [layers[kind][place] for kind in ("a",) if kind in layers and np.isfinite(layers[kind][place])]
-    return float(found[0]) if found else _feed_forward(layers, place)
-
-
-def _feed_forward(layers: dict[str, NDArray[np.float64]], place: int) -> float:
-    return float(layers["f"][place]) if "f" in layers and np.isfinite(layers["f"][place]) else 0.0
+    known = (layers[kind][place] for kind in ("a", "f") if kind in layers)
+    return next((float(seconds) for seconds in known if np.isfinite(seconds)), 0.0)

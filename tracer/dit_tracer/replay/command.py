@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +13,7 @@ from typing import Any
 import click
 from dit_formats.console import plural
 from dit_formats.errors import ConflictError
-from dit_formats.plan import Plan, PlanError
+from dit_formats.plan import Plan, PlanError, text_hash
 from dit_formats.policy import Policy, read_either
 from dit_formats.publish import published
 
@@ -110,23 +109,19 @@ def _work(ask: Ask, plans: list[Plan]) -> Work:
     seen = {one for plan in plans for one in plan.made.get("seen", ())}
     if ask.prompts is not None:
         work = planned_work(requests_of(ask.model, ask.prompts, ask.limit), [ask.seed], ask.limit)
-        known = sum(_hash(task.text) in seen for task in work.tasks)
+        known = sum(text_hash(task.text) in seen for task in work.tasks)
         if known:
             click.echo(
                 f"{plural(known, 'prompt')} of {len(work.tasks)} planning has seen: no independent test", err=True
             )
         return work
     limit = ask.limit or PROMPTS
-    fresh = [r for r in requests_of(ask.model, None, limit + len(seen)) if _hash(r.text) not in seen][:limit]
+    fresh = [r for r in requests_of(ask.model, None, limit + len(seen)) if text_hash(r.text) not in seen][:limit]
     if not fresh:
         raise LookupError(f"planning has seen all of {ask.model.name}'s built-in prompts; give others with -p")
     if len(fresh) < limit:
         click.echo(f"{plural(len(fresh), 'prompt')}, for planning has seen the other built-in ones", err=True)
     return planned_work(fresh, [ask.seed])
-
-
-def _hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _call(pipeline: Any, model: Model, plan: Plan) -> dict[str, Any]:
