@@ -277,9 +277,9 @@ def test_a_plan_of_a_model_that_has_no_name_asks_for_one(home: Path, tmp_path: P
 
 def test_a_plan_that_has_seen_all_prompts_asks_for_others(home: Path, tmp_path: Path) -> None:
     plan = read_plan(home / "steps.json")
-    from dit_tracer.replay.command import _hash
+    from dit_formats.plan import text_hash
 
-    every = [_hash(text) for text in BUNDLED["digits-flux"].captions(20)]
+    every = [text_hash(text) for text in BUNDLED["digits-flux"].captions(20)]
     write_plan(tmp_path / "plan.json", replace(plan, made=plan.made | {"seen": every}))
     told = replay(tmp_path / "plan.json", "-n", 1, "--alone")
     assert told["prompts"] == BUNDLED["digits-flux"].captions(21)[20:]
